@@ -1,0 +1,40 @@
+# `make repro` and `make test` need Python 3.11, git and make; everything else they install into .venv.
+PYTHON ?= python3.11
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help repro test format ui lock clean
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+repro: $(BIN)/.installed ## run the pipeline: data, training, evaluation, registration
+	$(BIN)/dvc repro
+
+test: $(BIN)/.installed ## lint, types, import contract, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest
+
+format: $(BIN)/.installed ## format the code and fix what ruff can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+ui: $(BIN)/.installed ## MLflow's UI on http://127.0.0.1:5000
+	$(BIN)/mlflow ui
+
+lock: $(BIN)/.installed ## resolve requirements.lock anew (needs uv)
+	uv pip compile --universal --generate-hashes --python-version 3.11 --group dev \
+		--custom-compile-command "make lock" pyproject.toml -o requirements.lock
+
+clean: ## remove what the pipeline made, keep the DVC cache and the environment
+	rm -rf data models checkpoints reports/* .tracking mlflow.db mlruns
+
+$(BIN)/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-deps --editable .
+	touch $@
