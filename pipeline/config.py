@@ -1,0 +1,250 @@
+"""params.yaml as frozen, strict models: one class per section, every range checked, unknown keys refused."""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import PipelineError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+
+Part = Literal["trunk", "decoder", "classifier"]
+LossName = Literal["segmentation", "classification", "attention_mining", "external_supervision"]
+
+
+class Section(BaseModel):
+    """Base of every params.yaml section: immutable, no unknown keys, no silent type conversion."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Runtime(Section):
+    """Where and how precisely to compute. `auto` picks the best that is present and says what it picked."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+
+
+class Resources(Section):
+    """What changes the speed and never a result; DVC does not track it."""
+
+    num_workers: Annotated[int, Field(ge=0)]
+    cache_images: bool
+
+
+class Download(Section):
+    """The embedded data set: how many pictures, and how they are drawn (see data/synthetic.py)."""
+
+    source: Literal["embedded"]
+    image_size: Annotated[int, Field(ge=32, le=1024)]
+    num_train: PositiveInt
+    num_val: PositiveInt
+    num_test: PositiveInt
+    num_counterfactual: PositiveInt
+    context_strength: Fraction
+    empty_fraction: Fraction
+    multi_object_fraction: Fraction
+    object_scale: Annotated[tuple[float, float], Field(strict=False)]
+    max_rotation: Annotated[float, Field(ge=0.0, le=180.0)]
+    occlusion_fraction: Fraction
+    void_border: Annotated[int, Field(ge=0, le=8)]
+    jpeg_quality: Annotated[int, Field(ge=50, le=100)]
+
+    @model_validator(mode="after")
+    def _scales_are_ordered(self) -> "Download":
+        low, high = self.object_scale
+        if not 0.0 < low <= high <= 1.0:
+            raise ValueError(f"object_scale must be 0 < low <= high <= 1, got [{low}, {high}]")
+        return self
+
+
+class Prepare(Section):
+    """Which training images keep their pixel labels for the external supervision loss."""
+
+    pixel_label_fraction: Fraction
+
+
+class Model(Section):
+    """FCN8s: VGG16's topology at a multiple of its width."""
+
+    width: Annotated[float, Field(gt=0.0, le=2.0)]
+    fc_channels: PositiveInt
+    head_channels: PositiveInt
+    batch_norm: bool
+    padding: Literal[1, 100]
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
+    skip_scales: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)]
+
+
+class Training(Section):
+    """One run of the training loop; pretrain, classify and finetune differ only in these values."""
+
+    num_epochs: PositiveInt
+    batch_size: PositiveInt
+    optimizer: Literal["adamw", "sgd"]
+    learning_rate: PositiveFloat
+    learning_rate_scales: dict[Part, NonNegativeFloat]
+    weight_decay: NonNegativeFloat
+    warmup_fraction: Fraction
+    max_gradient_norm: PositiveFloat
+    horizontal_flip: Fraction
+    frozen: list[Part]
+    update_batch_norm: bool
+    select: Literal["best", "last"]
+    num_panel_images: Annotated[int, Field(ge=0)]
+
+
+class Pretrain(Training):
+    """FCN8s on the segmentation loss."""
+
+
+class Classify(Training):
+    """The classifier on the frozen trunk."""
+
+    @model_validator(mode="after")
+    def _trunk_is_frozen(self) -> "Classify":
+        if "trunk" not in self.frozen or "classifier" in self.frozen:
+            raise ValueError(
+                "classify trains the classifier on the frozen trunk: frozen must name trunk, not classifier"
+            )
+        return self
+
+
+class Attention(Section):
+    """Equations 1 to 4 and the choices that the paper leaves open."""
+
+    mask_threshold: Fraction
+    mask_slope: PositiveFloat
+    max_classes_per_image: PositiveInt
+    second_order: bool
+    ramp_fraction: Fraction
+
+
+class Finetune(Section):
+    """The joint stage: `training` and `attention` shared by every variant, loss weights one set per variant."""
+
+    training: Training
+    attention: Attention
+    variants: dict[str, dict[LossName, NonNegativeFloat]]
+
+
+class Evaluate(Section):
+    """How the models are scored (FACTS of every metric: evaluation.py)."""
+
+    batch_size: PositiveInt
+    attention_threshold: Fraction
+    num_panels: PositiveInt
+    panel_scale: Annotated[int, Field(ge=1, le=8)]
+
+
+class Register(Section):
+    """Which variant becomes the challenger."""
+
+    registered_model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    candidates: list[str]
+    metric: str
+
+
+class Profile(Section):
+    """Everything that one run of the pipeline needs."""
+
+    runtime: Runtime
+    resources: Resources
+    download: Download
+    prepare: Prepare
+    model: Model
+    pretrain: Pretrain
+    classify: Classify
+    finetune: Finetune
+    evaluate: Evaluate
+    register_: Register = Field(alias="register")
+
+    @model_validator(mode="after")
+    def _candidates_are_variants(self) -> "Profile":
+        unknown = sorted(set(self.register_.candidates) - set(self.finetune.variants))
+        if unknown or not self.register_.candidates:
+            known = ", ".join(self.finetune.variants)
+            raise ValueError(f"register.candidates must name variants of finetune ({known}), got {unknown or 'none'}")
+        return self
+
+
+class Params(Section):
+    """The chosen profile of a params.yaml and its seed."""
+
+    profile_name: str
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    profile: Profile
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """Read `path` and check the profile that it names.
+
+    Raises:
+        PipelineError: the file is missing or no YAML, the profile does not exist, or a value is missing, unknown,
+            of the wrong type or out of range. The message names the file and the key.
+    """
+    document = _read_yaml(path)
+    unknown = sorted(set(document) - {"profile", "seed", "profiles"})
+    if unknown:
+        raise PipelineError(f"{path}: {_unknown_key(unknown[0], ['profile', 'seed', 'profiles'])}")
+    profiles = document.get("profiles")
+    name = document.get("profile")
+    if not isinstance(profiles, dict) or name not in profiles:
+        known = ", ".join(profiles) if isinstance(profiles, dict) else "none"
+        raise PipelineError(f"{path}: profile: {name!r} is not under profiles; choose one of: {known}")
+    try:
+        return Params(profile_name=name, seed=document.get("seed"), profile=Profile.model_validate(profiles[name]))  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise PipelineError(f"{path}: {_one_line(error, str(name))}") from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: not found; run from the repository root, where params.yaml lies") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PipelineError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict):
+        raise PipelineError(f"{path}: expected a mapping with profile, seed and profiles at the top")
+    return document
+
+
+def _one_line(error: ValidationError, profile: str) -> str:
+    first, *others = error.errors()
+    prefix = "" if error.title == "Params" else f"profiles.{profile}."
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        message = _unknown_key(str(first["loc"][-1]), _known_keys(first["loc"]))
+        key = ".".join(str(part) for part in first["loc"][:-1])
+    elif first["type"] == "missing":
+        message = "is missing"
+    else:
+        message = f"{first['msg'].removeprefix('Value error, ')}"
+        if not isinstance(first["input"], (dict, BaseModel)):
+            message += f", got {first['input']!r}"
+        if isinstance(first["input"], str) and first["type"].startswith("float"):
+            message += " (YAML reads 1e-3 as text: write 1.0e-3)"
+    more = f" (and {len(others)} more)" if others else ""
+    location = f"{prefix}{key}".rstrip(".")
+    return f"{location}: {message}{more}" if location else f"{message}{more}"
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    fields: dict[str, Any] = dict(Profile.model_fields)
+    for part in location[:-1]:
+        annotation = next((f.annotation for n, f in fields.items() if (f.alias or n) == part), None)
+        fields = dict(getattr(annotation, "model_fields", {}))
+    return [field.alias or name for name, field in fields.items()]
+
+
+def _unknown_key(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+    return f"unknown key {key!r}; {hint}"
