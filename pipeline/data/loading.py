@@ -1,0 +1,140 @@
+"""Images and masks as normalised tensors in batches; augmentation is a pure function of (seed, epoch, image)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from pipeline.data import voc
+from pipeline.data.manifest import ManifestRow, decode_image, decode_mask
+
+# Mean and standard deviation of ImageNet in RGB, the convention of torchvision's VGG16 weights.
+RGB_MEAN = (0.485, 0.456, 0.406)
+RGB_STD = (0.229, 0.224, 0.225)
+
+
+class Sample(NamedTuple):
+    """One image, or a batch of them with a leading dimension B."""
+
+    image: Tensor  # (3, H, W) float32, RGB in [0, 1] minus RGB_MEAN over RGB_STD: 0 is the data mean
+    target: Tensor  # (H, W) int64: 0 background, 1..C, 255 void
+    image_labels: Tensor  # (C,) float32 multi-hot: set(target) - {0, 255}
+    pixel_label: Tensor  # () bool: whether the mask may guide attention
+    sample_index: Tensor  # () int64: position in the data set
+
+
+class SegmentationDataset(Dataset[Sample]):
+    """The images of one split under a VOC-layout folder.
+
+    Args:
+        rows: manifest rows, one per image.
+        num_foreground_classes: C.
+        horizontal_flip: probability of mirroring an image and its mask.
+        seed: with the epoch and the index, decides every random choice, whatever process loads the image.
+        cache_images: decode each file once and keep it in memory as uint8.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        rows: Sequence[ManifestRow],
+        *,
+        num_foreground_classes: int,
+        horizontal_flip: float = 0.0,
+        seed: int = 0,
+        cache_images: bool = False,
+    ) -> None:
+        self.root = root
+        self.rows = list(rows)
+        self.num_foreground_classes = num_foreground_classes
+        self.seed = seed
+        # In shared memory, so that worker processes that live on see the epoch change.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._transform = _training_transform(horizontal_flip) if horizontal_flip > 0 else None
+        self._cache = [self._decode(row) for row in self.rows] if cache_images else None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next pass draw the augmentation of `epoch`."""
+        self._epoch[0] = epoch
+
+    def __getitem__(self, index: int) -> Sample:
+        image, target = self._cache[index] if self._cache is not None else self._decode(self.rows[index])
+        if self._transform is not None:
+            image, target = self._augment(image, target, index)
+        labels = image_labels(target, self.num_foreground_classes)
+        pixel_label = torch.tensor(self.rows[index].pixel_label)
+        return Sample(normalise(image), target.to(torch.int64), labels, pixel_label, torch.tensor(index))
+
+    def _decode(self, row: ManifestRow) -> tuple[Tensor, Tensor]:
+        image = torch.from_numpy(decode_image(voc.image_path(self.root, row.image_id))).permute(2, 0, 1)
+        return image, torch.from_numpy(decode_mask(voc.mask_path(self.root, row.image_id)))
+
+    def _augment(self, image: Tensor, target: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        from torchvision import tv_tensors
+
+        with torch.random.fork_rng(devices=[]):
+            entropy = np.random.SeedSequence([self.seed, int(self._epoch[0]), index])
+            torch.manual_seed(int(entropy.generate_state(1)[0]))
+            flipped = self._transform(tv_tensors.Image(image), tv_tensors.Mask(target))  # type: ignore[misc]
+        return flipped[0].as_subclass(Tensor), flipped[1].as_subclass(Tensor)
+
+
+def normalise(image: Tensor) -> Tensor:
+    """(..., 3, H, W) uint8 RGB to float32 minus RGB_MEAN over RGB_STD; 0 is the data mean."""
+    mean, std = torch.tensor(RGB_MEAN).view(3, 1, 1), torch.tensor(RGB_STD).view(3, 1, 1)
+    return (image.float() / 255.0 - mean) / std
+
+
+def denormalise(image: Tensor) -> Tensor:
+    """Inverse of `normalise`: float32 (..., 3, H, W) to uint8 RGB."""
+    mean, std = torch.tensor(RGB_MEAN).view(3, 1, 1), torch.tensor(RGB_STD).view(3, 1, 1)
+    return ((image.cpu() * std + mean) * 255.0).round().clamp(0, 255).to(torch.uint8)
+
+
+def image_labels(target: Tensor, num_foreground_classes: int) -> Tensor:
+    """Multi-hot (C,) float32 of the classes in a mask, background and void left out."""
+    counts = torch.bincount(target.flatten().long(), minlength=256)
+    return (counts[1 : num_foreground_classes + 1] > 0).float()
+
+
+def training_loader(
+    dataset: SegmentationDataset, *, batch_size: int, seed: int, num_workers: int, rank: int = 0, world_size: int = 1
+) -> DataLoader[Sample]:
+    """Shuffled batches of equal size, the order a function of seed and epoch. Call `start_epoch` before each pass."""
+    sampler: DistributedSampler[Sample] = DistributedSampler(
+        dataset, num_replicas=world_size, rank=rank, shuffle=True, seed=seed
+    )
+    return DataLoader(
+        dataset,
+        batch_size=min(batch_size, len(dataset)),
+        sampler=sampler,
+        num_workers=num_workers,
+        drop_last=True,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=num_workers > 0,
+    )
+
+
+def start_epoch(loader: DataLoader[Sample], epoch: int) -> None:
+    """Fix the order and the augmentation of the next pass over a `training_loader`."""
+    loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+    loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
+
+
+def evaluation_loader(dataset: SegmentationDataset, *, batch_size: int, num_workers: int) -> DataLoader[Sample]:
+    """Every image once, in order."""
+    return DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, pin_memory=torch.cuda.is_available())
+
+
+def _training_transform(horizontal_flip: float):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    # Imported here: evaluation needs no augmentation, and the import takes seconds.
+    from torchvision.transforms import v2
+
+    return v2.RandomHorizontalFlip(p=horizontal_flip)

@@ -1,0 +1,209 @@
+"""The manifest: one row per image, every image and mask decoded and checked before anything is trained on it.
+
+Columns: image_id, split, height, width (pixels), classes (space-separated names present), contexts (likewise, where
+known), pixel_label (whether the mask may guide attention), digest (SHA-256 of the image and mask bytes) and one
+`pixels_NAME` per class with background and void.
+"""
+
+import csv
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from pipeline.data import voc
+from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class ManifestRow:
+    """What training and evaluation need to know of one image."""
+
+    image_id: str
+    split: str
+    height: int
+    width: int
+    classes: tuple[str, ...]
+    contexts: tuple[str, ...]
+    pixel_label: bool
+    digest: str
+
+
+def build_manifest(
+    root: Path,
+    *,
+    splits: Iterable[str],
+    pixel_label_fraction: float,
+    seed: int,
+    on_image: Callable[[], None] = lambda: None,
+) -> "pd.DataFrame":
+    """Decode and check every image of `splits` under the VOC-layout folder `root`.
+
+    Args:
+        splits: names of lists in ImageSets/Segmentation.
+        pixel_label_fraction: share of the training images in [0, 1] whose masks may guide attention; the choice is
+            seeded and stratified by class.
+        on_image: called in this thread after each image, for progress.
+
+    Raises:
+        PipelineError: a split, image or mask is missing or damaged, the sizes differ, a mask holds an undeclared
+            class, or an image is in two splits; the message names the file.
+    """
+    import pandas as pd
+
+    class_names = voc.read_class_names(root)
+    contexts = voc.read_contexts(root)
+    entries = [(split, image_id) for split in splits for image_id in voc.read_split(root, split)]
+    _check_disjoint(root, entries)
+    records = []
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for (split, image_id), record in zip(
+            entries, pool.map(lambda entry: _inspect(root, entry[1], class_names), entries), strict=True
+        ):
+            records.append({"image_id": image_id, "split": split, "contexts": contexts.get(image_id, ""), **record})
+            on_image()
+    frame = pd.DataFrame.from_records(records)
+    training = frame[frame["split"] == "train"]
+    labelled = pixel_label_subset(
+        [row.split() for row in training["classes"]], class_names, fraction=pixel_label_fraction, seed=seed
+    )
+    chosen = set(training["image_id"].iloc[labelled])
+    frame.insert(6, "pixel_label", frame["image_id"].isin(chosen))
+    return frame
+
+
+def pixel_label_subset(
+    image_classes: list[list[str]], class_names: tuple[str, ...], *, fraction: float, seed: int
+) -> list[int]:
+    """Seeded, class-stratified choice of the images that keep their pixel labels.
+
+    The images are ranked once: each step takes, for the class with the fewest labelled images so far, the next
+    image of a seeded shuffle. A smaller fraction is therefore a subset of a larger one.
+
+    Args:
+        image_classes: classes present in each image; images with none are never chosen.
+        fraction: of all images, in [0, 1]; at least one image when it is not 0.
+
+    Returns:
+        Sorted positions in `image_classes`.
+    """
+    shuffled = [int(i) for i in np.random.default_rng(seed).permutation(len(image_classes)) if image_classes[i]]
+    wanted = min(len(shuffled), max(1, round(fraction * len(image_classes)))) if fraction > 0 else 0
+    counts = dict.fromkeys(class_names, 0)
+    chosen: list[int] = []
+    while len(chosen) < wanted:
+        for name in sorted(counts, key=lambda name: (counts[name], class_names.index(name))):
+            position = next((i for i in shuffled if name in image_classes[i]), None)
+            if position is not None:
+                break
+        shuffled.remove(position)  # type: ignore[arg-type]
+        chosen.append(position)  # type: ignore[arg-type]
+        for name in image_classes[chosen[-1]]:
+            counts[name] += 1
+    return sorted(chosen)
+
+
+def read_manifest(path: Path) -> list[ManifestRow]:
+    """Rows of a manifest written by `build_manifest`, in order. Read without pandas, which takes seconds to import.
+
+    Raises:
+        PipelineError: the file is missing or lacks a column.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [
+                ManifestRow(
+                    image_id=row["image_id"],
+                    split=row["split"],
+                    height=int(row["height"]),
+                    width=int(row["width"]),
+                    classes=tuple(row["classes"].split()),
+                    contexts=tuple(row["contexts"].split()),
+                    pixel_label=row["pixel_label"] == "True",
+                    digest=row["digest"],
+                )
+                for row in csv.DictReader(file)
+            ]
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: missing; it lists the images; run `dvc repro prepare`") from None
+    except (KeyError, ValueError, TypeError) as error:
+        raise PipelineError(f"{path}: not a manifest ({error!r}); run `dvc repro --force prepare`") from error
+
+
+def data_digest(rows: Iterable[ManifestRow]) -> str:
+    """SHA-256 over the images and masks of `rows`: two runs with equal digests saw the same data."""
+    return hashlib.sha256("\n".join(f"{row.image_id} {row.digest}" for row in rows).encode()).hexdigest()
+
+
+def _check_disjoint(root: Path, entries: list[tuple[str, str]]) -> None:
+    seen: dict[str, str] = {}
+    for split, image_id in entries:
+        if image_id in seen:
+            path = voc.split_path(root, split)
+            raise PipelineError(f"{path}: {image_id} is in the split {seen[image_id]!r} too; splits must be disjoint")
+        seen[image_id] = split
+
+
+def _inspect(root: Path, image_id: str, class_names: tuple[str, ...]) -> dict[str, object]:
+    image_path, mask_path = voc.image_path(root, image_id), voc.mask_path(root, image_id)
+    image, mask = decode_image(image_path), decode_mask(mask_path)
+    height, width = mask.shape
+    if image.shape[:2] != mask.shape:
+        size = f"{image.shape[1]}x{image.shape[0]}"
+        raise PipelineError(f"{mask_path}: mask is {width}x{height} pixels, its image {size}; they must be equal")
+    counts = np.bincount(mask.ravel(), minlength=256)
+    undeclared = [int(v) for v in np.flatnonzero(counts) if v > len(class_names) and v != voc.IGNORE_INDEX]
+    if undeclared:
+        raise PipelineError(
+            f"{mask_path}: class value {undeclared[0]} is undeclared; classes.txt names {len(class_names)} classes "
+            f"(values 1 to {len(class_names)}; 0 is background, 255 void)"
+        )
+    digest = hashlib.sha256(image_path.read_bytes() + mask_path.read_bytes()).hexdigest()
+    pixels = {f"pixels_{name}": int(counts[i]) for i, name in enumerate(("background", *class_names))}
+    return {
+        "height": height,
+        "width": width,
+        "classes": " ".join(name for i, name in enumerate(class_names, start=1) if counts[i]),
+        "digest": digest,
+        **pixels,
+        "pixels_void": int(counts[voc.IGNORE_INDEX]),
+    }
+
+
+def decode_image(path: Path) -> np.ndarray:
+    """RGB image, (H, W, 3) uint8.
+
+    Raises:
+        PipelineError: the file is missing, truncated or no image.
+    """
+    return _decode(path, "RGB", "image")
+
+
+def decode_mask(path: Path) -> np.ndarray:
+    """Class mask, (H, W) uint8 with 255 = void.
+
+    Raises:
+        PipelineError: the file is missing, truncated, no image, or neither palette nor 8-bit grey.
+    """
+    return _decode(path, None, "mask")
+
+
+def _decode(path: Path, mode: str | None, role: str) -> np.ndarray:
+    try:
+        with Image.open(path) as file:
+            if mode is None and file.mode not in ("P", "L"):
+                raise PipelineError(f"{path}: mask has mode {file.mode}; expected a palette or 8-bit grey PNG")
+            return np.array(file if mode is None else file.convert(mode), dtype=np.uint8)
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: {role} missing; a split lists it; restore the file or remove the id") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise PipelineError(f"{path}: {role} cannot be decoded ({error}); restore the file or remove its id") from error

@@ -1,0 +1,89 @@
+"""The PASCAL VOC layout on disk: class names, split lists, paths and the colour palette.
+
+root/JPEGImages/ID.jpg                      8-bit RGB
+root/SegmentationClass/ID.png               palette PNG: 0 background, 1..C classes, 255 void
+root/ImageSets/Segmentation/SPLIT.txt       one ID a line
+root/classes.txt                            one foreground class a line, in the order of the mask values
+root/contexts.csv                           optional: the contexts seen in an image (embedded data set only)
+"""
+
+import csv
+from pathlib import Path
+
+from pipeline.errors import PipelineError
+
+IGNORE_INDEX = 255
+COUNTERFACTUAL_SPLITS = ("object_without_context", "context_without_object")
+SPLITS = ("train", "val", "test", *COUNTERFACTUAL_SPLITS)
+
+
+def voc_palette() -> list[int]:
+    """VOC's colours, flat [r0, g0, b0, r1, ...] for 256 values: the bits of the index dealt to R, G and B in turn."""
+    return [
+        sum(((index >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(8))
+        for index in range(256)
+        for channel in range(3)
+    ]
+
+
+def image_path(root: Path, image_id: str) -> Path:
+    """Path of the JPEG of `image_id`."""
+    return root / "JPEGImages" / f"{image_id}.jpg"
+
+
+def mask_path(root: Path, image_id: str) -> Path:
+    """Path of the class mask of `image_id`."""
+    return root / "SegmentationClass" / f"{image_id}.png"
+
+
+def split_path(root: Path, split: str) -> Path:
+    """Path of the list of image ids of `split`."""
+    return root / "ImageSets" / "Segmentation" / f"{split}.txt"
+
+
+def read_class_names(root: Path) -> tuple[str, ...]:
+    """Foreground class names; mask value = position + 1.
+
+    Raises:
+        PipelineError: classes.txt is missing, empty, or names a class twice.
+    """
+    path = root / "classes.txt"
+    names = _lines(path, "the class names, one a line in the order of the mask values")
+    if len(set(names)) != len(names):
+        raise PipelineError(f"{path}: a class is named twice: {', '.join(names)}; every class needs its own name")
+    if len(names) >= IGNORE_INDEX:
+        raise PipelineError(f"{path}: {len(names)} classes; a mask holds at most {IGNORE_INDEX - 1} (255 is void)")
+    return names
+
+
+def read_split(root: Path, split: str) -> tuple[str, ...]:
+    """Image ids of `split`.
+
+    Raises:
+        PipelineError: the list is missing, empty, or holds an id twice.
+    """
+    path = split_path(root, split)
+    ids = _lines(path, f"the image ids of the split {split!r}, one a line")
+    if len(set(ids)) != len(ids):
+        duplicate = next(image_id for image_id in ids if ids.count(image_id) > 1)
+        raise PipelineError(f"{path}: {duplicate} is listed twice; remove one")
+    return ids
+
+
+def read_contexts(root: Path) -> dict[str, str]:
+    """Image id to the space-separated classes whose habitual context the image shows; {} without contexts.csv."""
+    path = root / "contexts.csv"
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["image"]: row["contexts"] for row in csv.DictReader(file)}
+
+
+def _lines(path: Path, content: str) -> tuple[str, ...]:
+    try:
+        lines = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: missing; it holds {content}; run `dvc repro download` or add it") from None
+    if not lines:
+        raise PipelineError(f"{path}: empty; it holds {content}")
+    return lines
