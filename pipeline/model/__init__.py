@@ -1,0 +1,1 @@
+"""The network (fcn8s) and its weights on disk (weights)."""

@@ -1,0 +1,229 @@
+"""FCN8s (Long et al., CVPR 2015) with a multi-label classifier on its last convolution.
+
+Layers keep the names of the Caffe model. Three parts, trained and frozen as wholes: `trunk` (conv1_1 to conv5_3),
+`decoder` (fc6 to upscore8) and `classifier` (GAP of pool5, three linear layers). Shapes are written for padding 1;
+with padding 100 the canvas is 198 pixels larger on each axis, as in Caffe.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Convolutions and channels of VGG16's five blocks at width 1.
+VGG16_BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
+STRIDE = 16  # of conv5_3, in image pixels
+
+# Caffe's crops with padding 100: skip scores and output are cut to the upsampled map at these offsets.
+CAFFE_CROP_POOL4, CAFFE_CROP_POOL3, CAFFE_CROP_OUTPUT = 5, 9, 31
+# With padding 1 the upsampled map is the larger one; its border is cut to the skip score or to the image.
+CROP_UPSCORE2, CROP_UPSCORE8 = 1, 4
+
+
+class Features(NamedTuple):
+    """Activations of the trunk that the other parts read."""
+
+    pool3: Tensor  # (B, 256 w, H/8, W/8)
+    pool4: Tensor  # (B, 512 w, H/16, W/16)
+    conv5_3: Tensor  # (B, 512 w, H/16, W/16), after ReLU
+
+
+class Trunk(nn.Module):
+    """VGG16's convolutions. Pools in ceil mode, so any input size works."""
+
+    def __init__(self, *, width: float, batch_norm: bool, padding: int) -> None:
+        super().__init__()
+        self.padding = padding
+        self.batch_norm = batch_norm
+        in_channels = 3
+        for block, (num_convs, full_channels) in enumerate(VGG16_BLOCKS, start=1):
+            channels = max(1, int(full_channels * width))
+            for conv in range(1, num_convs + 1):
+                layer = nn.Conv2d(in_channels, channels, kernel_size=3, padding=1, bias=not batch_norm)
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+                self.add_module(f"conv{block}_{conv}", layer)
+                if batch_norm:
+                    self.add_module(f"bn{block}_{conv}", nn.BatchNorm2d(channels))
+                in_channels = channels
+        self.out_channels = in_channels
+
+    def forward(self, image: Tensor) -> Features:
+        """(B, 3, H, W) to the features that decoder and classifier read."""
+        # Padding 100 as one pad before a padding-1 convolution: no state, and exactly Caffe's result.
+        x = F.pad(image, [self.padding - 1] * 4) if self.padding > 1 else image
+        pools = []
+        for block, (num_convs, _) in enumerate(VGG16_BLOCKS, start=1):
+            for conv in range(1, num_convs + 1):
+                x = self.get_submodule(f"conv{block}_{conv}")(x)
+                if self.batch_norm:
+                    x = self.get_submodule(f"bn{block}_{conv}")(x)
+                x = F.relu(x)
+            if block < len(VGG16_BLOCKS):
+                x = pool(x)
+                pools.append(x)
+        return Features(pool3=pools[2], pool4=pools[3], conv5_3=x)
+
+
+class Decoder(nn.Module):
+    """Class scores from pool5, pool4 and pool3, fused and upsampled to the image."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        width: float,
+        fc_channels: int,
+        padding: int,
+        dropout: float,
+        skip_scales: tuple[float, float],
+    ) -> None:
+        super().__init__()
+        pool3_channels, pool4_channels, pool5_channels = (max(1, int(c * width)) for c in (256, 512, 512))
+        self.caffe_padding = padding == 100
+        self.skip_scales = skip_scales
+        self.fc6 = nn.Conv2d(pool5_channels, fc_channels, kernel_size=7, padding=0 if self.caffe_padding else 3)
+        self.fc7 = nn.Conv2d(fc_channels, fc_channels, kernel_size=1)
+        self.dropout = nn.Dropout2d(dropout)
+        self.score_fr = nn.Conv2d(fc_channels, num_classes, kernel_size=1)
+        self.score_pool3 = nn.Conv2d(pool3_channels, num_classes, kernel_size=1)
+        self.score_pool4 = nn.Conv2d(pool4_channels, num_classes, kernel_size=1)
+        self.upscore2 = bilinear_upsampling(num_classes, factor=2)
+        self.upscore_pool4 = bilinear_upsampling(num_classes, factor=2)
+        self.upscore8 = bilinear_upsampling(num_classes, factor=8)
+        for layer in (self.fc6, self.fc7):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        for layer in (self.score_fr, self.score_pool3, self.score_pool4):
+            nn.init.zeros_(layer.weight)  # as in the paper: scores start at 0
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: Features, image_size: tuple[int, int]) -> Tensor:
+        """Features to logits (B, num_classes, H, W) for an image of `image_size` (H, W)."""
+        h = self.dropout(F.relu(self.fc6(pool(features.conv5_3))))  # (B, fc, H/32, W/32)
+        h = self.dropout(F.relu(self.fc7(h)))
+        upscore2 = self.upscore2(self.score_fr(h))  # (B, N, H/16, W/16)
+        score_pool4 = self.score_pool4(features.pool4 * self.skip_scales[0])  # (B, N, H/16, W/16)
+        score_pool3 = self.score_pool3(features.pool3 * self.skip_scales[1])  # (B, N, H/8, W/8)
+        if self.caffe_padding:
+            upscore2 = upscore2 + crop(score_pool4, CAFFE_CROP_POOL4, upscore2.shape[2:])
+            upscore_pool4 = self.upscore_pool4(upscore2)  # (B, N, H/8, W/8)
+            fused = upscore_pool4 + crop(score_pool3, CAFFE_CROP_POOL3, upscore_pool4.shape[2:])
+            return crop(self.upscore8(fused), CAFFE_CROP_OUTPUT, image_size)  # (B, N, H, W)
+        fused = crop(upscore2, CROP_UPSCORE2, score_pool4.shape[2:]) + score_pool4
+        fused = crop(self.upscore_pool4(fused), CROP_UPSCORE2, score_pool3.shape[2:]) + score_pool3
+        return crop(self.upscore8(fused), CROP_UPSCORE8, image_size)  # (B, N, H, W)
+
+
+class Classifier(nn.Module):
+    """Multi-label head: average pooling of pool5, then Linear - ReLU - Linear - ReLU - Linear."""
+
+    def __init__(self, in_channels: int, hidden_channels: int, num_foreground_classes: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(in_channels, hidden_channels)
+        self.fc2 = nn.Linear(hidden_channels, hidden_channels)
+        self.score = nn.Linear(hidden_channels, num_foreground_classes)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(B, 512 w) from `FCN8s.pooled` to logits (B, C)."""
+        class_logits: Tensor = self.score(F.relu(self.fc2(F.relu(self.fc1(pooled)))))
+        return class_logits
+
+
+class FCN8s(nn.Module):
+    """FCN8s with its classifier.
+
+    Args:
+        num_foreground_classes: C; the segmentation has C + 1 classes, background first.
+        width: multiple of VGG16's channels.
+        fc_channels: channels of fc6 and fc7 (4096 in the paper).
+        head_channels: hidden units of the classifier.
+        batch_norm: batch normalisation after each trunk convolution.
+        padding: of conv1_1, 1 or 100 (Caffe). The two need different weights; it never changes after construction.
+        dropout: probability after fc6 and fc7.
+        skip_scales: factors on pool4 and pool3 before scoring; (0.01, 0.0001) for "at once" training.
+    """
+
+    PARTS = ("trunk", "decoder", "classifier")
+
+    def __init__(
+        self,
+        num_foreground_classes: int,
+        *,
+        width: float = 1.0,
+        fc_channels: int = 4096,
+        head_channels: int = 1024,
+        batch_norm: bool = False,
+        padding: int = 1,
+        dropout: float = 0.5,
+        skip_scales: tuple[float, float] = (1.0, 1.0),
+    ) -> None:
+        super().__init__()
+        self.num_foreground_classes = num_foreground_classes
+        self.padding = padding
+        self.trunk = Trunk(width=width, batch_norm=batch_norm, padding=padding)
+        self.decoder = Decoder(
+            num_foreground_classes + 1,
+            width=width,
+            fc_channels=fc_channels,
+            padding=padding,
+            dropout=dropout,
+            skip_scales=skip_scales,
+        )
+        self.classifier = Classifier(self.trunk.out_channels, head_channels, num_foreground_classes)
+
+    def features(self, image: Tensor) -> Features:
+        """(B, 3, H, W) normalised RGB to trunk features."""
+        features: Features = self.trunk(image)
+        return features
+
+    def segment(self, features: Features, image_size: tuple[int, int]) -> Tensor:
+        """Features to segmentation logits (B, C + 1, H, W)."""
+        seg_logits: Tensor = self.decoder(features, image_size)
+        return seg_logits
+
+    def classify(self, conv5_3: Tensor) -> Tensor:
+        """conv5_3 (B, K, h, w) to class logits (B, C), in float32 whatever the autocast."""
+        with torch.autocast(conv5_3.device.type, enabled=False):
+            class_logits: Tensor = self.classifier(self.pooled(conv5_3))
+        return class_logits
+
+    @staticmethod
+    def pooled(conv5_3: Tensor) -> Tensor:
+        """conv5_3 (B, K, h, w) to GAP(pool5), (B, K) float32."""
+        return pool(conv5_3.float()).mean(dim=(2, 3))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) to segmentation logits (B, C + 1, H, W) and class logits (B, C)."""
+        features = self.features(image)
+        return self.segment(features, (image.shape[2], image.shape[3])), self.classify(features.conv5_3)
+
+
+def pool(x: Tensor) -> Tensor:
+    """VGG16's pooling: 2x2, stride 2, ceil mode."""
+    return F.max_pool2d(x, kernel_size=2, stride=2, ceil_mode=True)
+
+
+def crop(x: Tensor, offset: int, size: tuple[int, int] | torch.Size) -> Tensor:
+    """The window of `size` (H, W) at `offset` from the top left of (B, N, H', W')."""
+    return x[:, :, offset : offset + size[0], offset : offset + size[1]]
+
+
+def bilinear_upsampling(num_classes: int, *, factor: int) -> nn.ConvTranspose2d:
+    """Transposed convolution that upsamples each class bilinearly; fixed, as in Caffe (lr_mult 0)."""
+    size = 2 * factor
+    layer = nn.ConvTranspose2d(num_classes, num_classes, kernel_size=size, stride=factor, bias=False)
+    positions = torch.arange(size, dtype=torch.float32)
+    ramp = 1.0 - (positions - (size - 1) / 2).abs() / factor
+    kernel = torch.zeros_like(layer.weight)
+    kernel[range(num_classes), range(num_classes)] = torch.outer(ramp, ramp)
+    layer.weight = nn.Parameter(kernel, requires_grad=False)
+    return layer
+
+
+def attention_grid(image_size: tuple[int, int], padding: int) -> tuple[int, int]:
+    """Height and width of conv5_3 for an image of `image_size` (H, W)."""
+    return tuple(math.ceil((side + 2 * (padding - 1)) / STRIDE) for side in image_size)  # type: ignore[return-value]

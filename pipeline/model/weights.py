@@ -1,0 +1,87 @@
+"""Weights on disk as safetensors: no pickle, the network's description beside the tensors, atomic writes."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pipeline.errors import PipelineError
+from pipeline.files import atomic_file
+from pipeline.model.fcn8s import FCN8s
+
+
+def build_model(architecture: Mapping[str, Any], class_names: tuple[str, ...], *, seed: int) -> FCN8s:
+    """A freshly initialised network whose weights depend on `seed` alone. `architecture`: FCN8s's keyword arguments."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return FCN8s(len(class_names), **architecture)
+
+
+def save_weights(path: Path, model: FCN8s, architecture: Mapping[str, Any], class_names: tuple[str, ...]) -> None:
+    """Write parameters and buffers with what `load_weights` needs to build the network again. Atomic."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    metadata = {"architecture": json.dumps(dict(architecture)), "class_names": json.dumps(class_names)}
+    try:
+        with atomic_file(path) as partial:
+            save_file(tensors, partial, metadata=metadata)
+    except (OSError, SafetensorError) as error:
+        raise PipelineError(
+            f"{path}: weights could not be written ({error}); free some disk space and rerun"
+        ) from error
+
+
+def load_weights(path: Path) -> tuple[FCN8s, tuple[str, ...]]:
+    """The network in `path` with its foreground class names, on the CPU.
+
+    Raises:
+        PipelineError: the file is missing, damaged, or a tensor is missing, unknown or of another shape.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise PipelineError(
+            f"{path}: weights missing; run `dvc repro`, or `dvc pull` where a remote is set up"
+        ) from None
+    except (SafetensorError, OSError) as error:
+        raise PipelineError(
+            f"{path}: not a readable safetensors file ({error}); run the stage that writes it"
+        ) from error
+    if "architecture" not in metadata or "class_names" not in metadata:
+        raise PipelineError(f"{path}: carries no description of its network; expected weights written by this project")
+    class_names = tuple(json.loads(metadata["class_names"]))
+    architecture = json.loads(metadata["architecture"])
+    architecture["skip_scales"] = tuple(architecture["skip_scales"])
+    model = FCN8s(len(class_names), **architecture)
+    _check_tensors(path, model.state_dict(), tensors)
+    model.load_state_dict(tensors)
+    return model, class_names
+
+
+def state_digest(module: nn.Module) -> str:
+    """SHA-256 over the names, shapes and bytes of every parameter and buffer: equal only if nothing moved."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_tensors(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} is unknown" for name in found if name not in expected]
+    problems += [
+        f"{name} has shape {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}"
+        for name in expected
+        if name in found and found[name].shape != expected[name].shape
+    ]
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise PipelineError(f"{path}: tensor {problems[0]}{more}; these weights belong to another network")

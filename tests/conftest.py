@@ -1,0 +1,57 @@
+"""Shared small networks and batches. Every test computes on one thread pool and from fixed seeds."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from pipeline.data.loading import Sample
+from pipeline.errors import PipelineError
+from pipeline.model.fcn8s import FCN8s
+
+NUM_CLASSES = 3
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny_model() -> Callable[..., FCN8s]:
+    """A network of a few thousand parameters with scores that are not all zero."""
+
+    def build(**options: object) -> FCN8s:
+        defaults = {"width": 0.0625, "fc_channels": 8, "head_channels": 8, "batch_norm": True, "dropout": 0.0}
+        model = FCN8s(NUM_CLASSES, **{**defaults, **options})
+        for layer in (model.decoder.score_fr, model.decoder.score_pool3, model.decoder.score_pool4):
+            torch.nn.init.normal_(layer.weight, std=0.1)
+        return model.eval()
+
+    return build
+
+
+@pytest.fixture
+def batch() -> Sample:
+    """Four 48x40 images: one class, two classes, none, all three; the first two carry pixel labels."""
+    image = torch.randn(4, 3, 48, 40)
+    target = torch.zeros(4, 48, 40, dtype=torch.int64)
+    target[0, 8:24, 8:24] = 1
+    target[1, :16, :16], target[1, 24:, 24:] = 2, 3
+    target[3, :10], target[3, 20:30], target[3, 40:] = 1, 2, 3
+    target[0, 7, 8:24] = 255
+    labels = torch.tensor([[1, 0, 0], [0, 1, 1], [0, 0, 0], [1, 1, 1]]).float()
+    return Sample(image, target, labels, torch.tensor([True, True, False, False]), torch.arange(4))
+
+
+@pytest.fixture(scope="session")
+def refused() -> Callable[..., str]:
+    """Calls a function that must refuse its arguments; the message, which must be one line."""
+
+    def message(function: Callable[..., object], *args: object, **kwargs: object) -> str:
+        with pytest.raises(PipelineError) as refusal:
+            function(*args, **kwargs)
+        assert "\n" not in str(refusal.value)
+        return str(refusal.value)
+
+    return message

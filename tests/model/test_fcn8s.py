@@ -1,0 +1,100 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pipeline.model.fcn8s import FCN8s, attention_grid, bilinear_upsampling
+from pipeline.training import freeze
+
+
+def test_full_size_has_the_published_number_of_parameters():
+    """134,489,759 in the Caffe model with 21 classes, the classifier not counted."""
+    with torch.device("meta"):
+        model = FCN8s(20)
+    parts = (model.trunk, model.decoder)
+    assert sum(p.numel() for part in parts for p in part.parameters()) == 134_489_759
+
+
+def test_layers_keep_their_caffe_names(tiny_model):
+    names = {name.rsplit(".", 1)[0] for name, _ in tiny_model(batch_norm=False).named_parameters()}
+    blocks = {1: 2, 2: 2, 3: 3, 4: 3, 5: 3}
+    expected = {f"trunk.conv{b}_{i}" for b, n in blocks.items() for i in range(1, n + 1)}
+    expected |= {f"decoder.{n}" for n in ("fc6", "fc7", "score_fr", "score_pool3", "score_pool4")}
+    expected |= {f"decoder.{n}" for n in ("upscore2", "upscore_pool4", "upscore8")}
+    assert names - {"classifier.fc1", "classifier.fc2", "classifier.score"} == expected
+
+
+@pytest.mark.parametrize("padding", [1, 100])
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (50, 77), (17, 100)])
+def test_any_image_size_gives_scores_of_that_size(tiny_model, padding, size):
+    model = tiny_model(padding=padding)
+    with torch.no_grad():
+        features = model.features(torch.randn(2, 3, *size))
+        seg_logits = model.segment(features, size)
+    assert seg_logits.shape == (2, 4, *size)
+    assert features.conv5_3.shape[2:] == attention_grid(size, padding)
+
+
+def test_padding_100_is_a_pad_of_99_before_padding_1(tiny_model):
+    """The one stateless module equals Caffe's conv1_1 with padding 100; nothing toggles between the two."""
+    model = tiny_model(padding=100, batch_norm=False)
+    image = torch.randn(1, 3, 20, 30)
+    conv1_1 = model.trunk.conv1_1
+    caffe = F.conv2d(image, conv1_1.weight, conv1_1.bias, padding=100)
+    ours = conv1_1(F.pad(image, [99] * 4))
+    assert torch.allclose(caffe, ours, atol=3e-6)
+    first, second = model.features(image).conv5_3, model.features(image).conv5_3
+    assert torch.equal(first, second)
+    assert conv1_1.padding == (1, 1)
+
+
+@pytest.mark.parametrize("factor", [2, 8])
+def test_upsampling_is_bilinear_and_keeps_classes_apart(factor):
+    scores = torch.rand(1, 2, 5, 6)
+    upsampled = bilinear_upsampling(2, factor=factor)(scores)
+    inner = upsampled[:, :, factor // 2 : -factor // 2, factor // 2 : -factor // 2]
+    expected = F.interpolate(scores, scale_factor=factor, mode="bilinear", align_corners=False)
+    border = factor  # interpolate repeats the edge, the transposed convolution fades out
+    assert inner.shape == expected.shape
+    crop = (..., slice(border, -border), slice(border, -border))
+    assert torch.allclose(inner[crop], expected[crop], atol=1e-6)
+
+
+@pytest.mark.parametrize("padding", [1, 100])
+@pytest.mark.parametrize("skip", ["score_pool3", "score_pool4", "score_fr"])
+def test_scores_lie_over_the_pixels_that_they_score(tiny_model, padding, skip):
+    """A score map with one hot cell must come out centred on that cell's pixels, whatever was cropped on the way."""
+    model = tiny_model(padding=padding, batch_norm=False)
+    decoder, stride = model.decoder, {"score_pool3": 8, "score_pool4": 16, "score_fr": 32}[skip]
+    size = (160, 192)
+    features = model.features(torch.zeros(1, 3, *size))
+    canvas = tuple(side + 2 * (padding - 1) for side in size)
+    hot = tuple((padding - 1 + side // 2) // stride for side in size)
+    for name in ("score_pool3", "score_pool4", "score_fr"):
+        grid = tuple(-(-side // {"score_pool3": 8, "score_pool4": 16, "score_fr": 32}[name]) for side in canvas)
+        if name == "score_fr" and padding == 100:
+            grid = tuple(side - 6 for side in grid)  # fc6 without padding eats three cells on each side
+        scores = torch.zeros(1, 4, *grid)
+        if name == skip:
+            offset = 3 if name == "score_fr" and padding == 100 else 0
+            scores[0, :, hot[0] - offset, hot[1] - offset] = 1.0
+        getattr(decoder, name).forward = lambda _, scores=scores: scores
+    with torch.no_grad():
+        response = model.segment(features, size)[0, 0]
+    rows, columns = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
+    centre = [float((response * axis).sum() / response.sum()) for axis in (rows, columns)]
+    expected = [(cell + 0.5) * stride - 0.5 - (padding - 1) for cell in hot]
+    # Caffe's crop offsets are whole pixels of the padded canvas and leave the grid up to half a stride off.
+    tolerance = 0.5 if padding == 1 else stride / 2
+    assert centre == pytest.approx(expected, abs=tolerance)
+
+
+def test_frozen_parts_get_no_gradient_and_the_others_do(tiny_model):
+    model = tiny_model()
+    freeze(model, ["trunk"])
+    seg_logits, class_logits = model(torch.randn(2, 3, 32, 32))
+    (seg_logits.sum() + class_logits.sum()).backward()
+    assert all(p.grad is None for p in model.trunk.parameters())
+    assert all(p.grad is not None for p in model.classifier.parameters())
+    learning = {name for name, p in model.decoder.named_parameters() if p.grad is not None}
+    assert "fc6.weight" in learning
+    assert not any(name.startswith("upscore") for name in learning)
