@@ -1,0 +1,1 @@
+"""Guided attention: the paper's equations (attention) and its losses (losses)."""

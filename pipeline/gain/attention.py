@@ -1,0 +1,193 @@
+"""Guided attention, one function per equation of "Tell Me Where to Look" (Li et al., CVPR 2018, arXiv 1802.10171).
+
+Legend: B images, C foreground classes, K channels of conv5_3, (h, w) its grid at stride 16, N (image, class) pairs.
+Attention is computed in float32 with autocast off, from logits: behind a sigmoid the map's weight would carry the
+sigmoid's derivative, which is exactly 0 in float32 at a logit of 17.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.model.fcn8s import STRIDE, Classifier, FCN8s
+
+DEAD_MAP_MAXIMUM = 1e-6  # a map whose maximum is below this attends to nothing
+
+
+class Pairs(NamedTuple):
+    """(image, class) pairs flattened over a batch."""
+
+    image_index: Tensor  # (N,) int64 in [0, B)
+    class_index: Tensor  # (N,) int64 in [0, C)
+
+
+class GuidedOutput(NamedTuple):
+    """What the losses need of one forward pass; None where `needs` did not ask for it."""
+
+    seg_logits: Tensor | None = None  # (B, C + 1, H, W)
+    class_logits: Tensor | None = None  # (B, C) float32
+    pairs: Pairs | None = None
+    attention: Tensor | None = None  # (N, h, w) float32 in [0, 1], normalised per pair
+    alive: Tensor | None = None  # (N,) bool: the map is not dead
+    masked_logits: Tensor | None = None  # (N,) float32: logit of the pair's class on its masked image
+
+
+def importance_weights(
+    classifier: Classifier, pooled: Tensor, grid: tuple[int, int], *, second_order: bool = False
+) -> Tensor:
+    """Eq. 1 in closed form: w^c_k = GAP(d s^c / d f_k) = J_ck / (h w), J the Jacobian of the classifier.
+
+    Max pooling routes each window to one cell and average pooling weighs all windows alike, so the gradient summed
+    over the grid is the Jacobian of the linear layers at GAP(pool5): ((W3 [h2 > 0]) W2 [h1 > 0]) W1. No backward
+    pass, every class at once. Checked against autograd, pytorch-grad-cam and captum in tests/gain.
+
+    Args:
+        pooled: (B, K) float32 from `FCN8s.pooled`.
+        grid: (h, w) of conv5_3.
+        second_order: keep the graph to the classifier's weights. The trunk's gradient is the same either way,
+            since the Jacobian of a ReLU network is piecewise constant in its input.
+
+    Returns:
+        (B, C, K) float32.
+    """
+    with torch.set_grad_enabled(second_order and torch.is_grad_enabled()):
+        h1 = F.linear(pooled, classifier.fc1.weight, classifier.fc1.bias)  # (B, hidden)
+        h2 = F.linear(h1.relu(), classifier.fc2.weight, classifier.fc2.bias)  # (B, hidden)
+        jacobian = classifier.score.weight * (h2 > 0)[:, None, :]  # (B, C, hidden)
+        jacobian = (jacobian @ classifier.fc2.weight) * (h1 > 0)[:, None, :]  # (B, C, hidden)
+        return (jacobian @ classifier.fc1.weight) / (grid[0] * grid[1])  # (B, C, K)
+
+
+def attention_map(weights: Tensor, conv5_3: Tensor) -> Tensor:
+    """Eq. 2: A^c = ReLU(sum_k w^c_k f_k). weights (B, C, K), conv5_3 (B, K, h, w) to (B, C, h, w), at least 0."""
+    return torch.einsum("bck,bkhw->bchw", weights, conv5_3).relu()
+
+
+def class_attention(model: FCN8s, conv5_3: Tensor, *, second_order: bool = False) -> Tensor:
+    """Grad-CAM of every class: Eqs. 1 and 2. conv5_3 (B, K, h, w) to (B, C, h, w) float32, not normalised."""
+    with torch.autocast(conv5_3.device.type, enabled=False):
+        conv5_3 = conv5_3.float()
+        grid = (conv5_3.shape[2], conv5_3.shape[3])
+        weights = importance_weights(model.classifier, model.pooled(conv5_3), grid, second_order=second_order)
+        return attention_map(weights, conv5_3)
+
+
+def normalise_attention(attention: Tensor) -> tuple[Tensor, Tensor]:
+    """A / max(A) per map, kept in the graph: a scale shared by the whole map then earns no gradient.
+
+    Args:
+        attention: (..., h, w), at least 0.
+
+    Returns:
+        The maps in [0, 1], dead ones all 0, and (...) bool, True where the map is alive.
+    """
+    maximum = attention.amax(dim=(-2, -1), keepdim=True)
+    alive = maximum >= DEAD_MAP_MAXIMUM
+    normalised = torch.where(alive, attention / maximum.clamp(min=DEAD_MAP_MAXIMUM), 0.0)
+    return normalised, alive[..., 0, 0]
+
+
+def attention_to_image(attention: Tensor, image_size: tuple[int, int], padding: int) -> Tensor:
+    """Bilinear, by exactly the stride, then cut to the image: cell (i, j) covers pixels 16 i to 16 i + 15.
+
+    Args:
+        attention: (N, h, w) on the grid of conv5_3.
+        image_size: (H, W) in pixels.
+        padding: of the network's conv1_1; padding 100 places the image 99 pixels inside the canvas.
+
+    Returns:
+        (N, H, W).
+    """
+    if attention.shape[0] == 0:
+        return attention.new_zeros((0, *image_size))
+    canvas = F.interpolate(attention[:, None], scale_factor=STRIDE, mode="bilinear", align_corners=False)[:, 0]
+    top = padding - 1
+    return canvas[:, top : top + image_size[0], top : top + image_size[1]]
+
+
+def soft_mask(attention: Tensor, *, threshold: float, slope: float) -> Tensor:
+    """Eq. 4: T(A) = 1 / (1 + exp(-slope (A - threshold))), the paper's omega and sigma. Any shape, in (0, 1)."""
+    return torch.sigmoid(slope * (attention - threshold))
+
+
+def masked_image(image: Tensor, mask: Tensor) -> Tensor:
+    """Eq. 3: I* = I - T(A) * I. image (N, 3, H, W) normalised, so that 0 is the data mean; mask (N, H, W) in [0, 1]."""
+    return image * (1.0 - mask[:, None]).to(image.dtype)
+
+
+def class_pairs(image_labels: Tensor, max_classes_per_image: int) -> Pairs:
+    """The ground-truth classes of every image, flattened; images with more than the cap give a random choice.
+
+    Args:
+        image_labels: (B, C) multi-hot.
+        max_classes_per_image: cap on the pairs of one image.
+    """
+    present = image_labels > 0
+    if int(present.sum(dim=1).max()) > max_classes_per_image:
+        keys = torch.rand(image_labels.shape, device=image_labels.device).masked_fill(~present, -1.0)
+        kept = keys.topk(max_classes_per_image, dim=1).indices
+        present = present & torch.zeros_like(present).scatter_(1, kept, True)
+    image_index, class_index = present.nonzero(as_tuple=True)
+    return Pairs(image_index, class_index)
+
+
+class GuidedNetwork(nn.Module):
+    """FCN8s as it is trained: one pass of the image, and one of the masked images where attention mining needs it.
+
+    Args:
+        mask_threshold, mask_slope: sigma and omega of Eq. 4.
+        max_classes_per_image: cap on the masked images of one image.
+        second_order: see `importance_weights`.
+    """
+
+    def __init__(
+        self,
+        model: FCN8s,
+        *,
+        mask_threshold: float = 0.5,
+        mask_slope: float = 10.0,
+        max_classes_per_image: int = 4,
+        second_order: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.mask_threshold = mask_threshold
+        self.mask_slope = mask_slope
+        self.max_classes_per_image = max_classes_per_image
+        self.second_order = second_order
+
+    def forward(self, image: Tensor, image_labels: Tensor, needs: frozenset[str]) -> GuidedOutput:
+        """Compute what the losses named in `needs` are made of, and nothing else.
+
+        Args:
+            image: (B, 3, H, W) normalised RGB.
+            image_labels: (B, C) multi-hot.
+            needs: keys of `losses.LOSS_NAMES`.
+        """
+        features = self.model.features(image)
+        size = (image.shape[2], image.shape[3])
+        output = GuidedOutput()
+        if "segmentation" in needs:
+            output = output._replace(seg_logits=self.model.segment(features, size))
+        if "classification" in needs:
+            output = output._replace(class_logits=self.model.classify(features.conv5_3))
+        if not needs & {"attention_mining", "external_supervision"}:
+            return output
+        pairs = class_pairs(image_labels, self.max_classes_per_image)
+        maps = class_attention(self.model, features.conv5_3, second_order=self.second_order)
+        attention, alive = normalise_attention(maps[pairs.image_index, pairs.class_index])
+        output = output._replace(pairs=pairs, attention=attention, alive=alive)
+        if "attention_mining" in needs:
+            output = output._replace(masked_logits=self._masked_logits(image, attention, alive, pairs))
+        return output
+
+    def _masked_logits(self, image: Tensor, attention: Tensor, alive: Tensor, pairs: Pairs) -> Tensor:
+        if pairs.image_index.numel() == 0:
+            return attention.new_zeros(0)
+        upsampled = attention_to_image(attention, (image.shape[2], image.shape[3]), self.model.padding)
+        mask = soft_mask(upsampled, threshold=self.mask_threshold, slope=self.mask_slope) * alive[:, None, None]
+        masked = masked_image(image[pairs.image_index], mask)
+        logits = self.model.classify(self.model.features(masked).conv5_3)
+        return logits.gather(1, pairs.class_index[:, None])[:, 0]

@@ -1,0 +1,240 @@
+import captum.attr
+import pytest
+import torch
+import torch.nn.functional as F
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torch import nn
+
+from pipeline.gain.attention import (
+    DEAD_MAP_MAXIMUM,
+    GuidedNetwork,
+    attention_map,
+    attention_to_image,
+    class_attention,
+    class_pairs,
+    importance_weights,
+    masked_image,
+    normalise_attention,
+    soft_mask,
+)
+from pipeline.training import training_mode
+
+SIZES = [(1, 32, 32), (3, 47, 61), (2, 33, 80), (2, 17, 16)]
+ALL_LOSSES = frozenset({"segmentation", "classification", "attention_mining", "external_supervision"})
+
+
+class ClassLogits(nn.Module):
+    """The classifier alone, as pytorch-grad-cam and captum want to see a network."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.last_convolution = nn.Identity()  # a module whose output is conv5_3 after ReLU
+
+    def forward(self, image):
+        return self.model.classify(self.last_convolution(self.model.features(image).conv5_3))
+
+
+def autograd_weights(model, image):
+    """Eq. 1 as written: one backward pass per class."""
+    conv5_3 = model.features(image).conv5_3.detach().requires_grad_()
+    logits = model.classify(conv5_3)
+    gradients = [torch.autograd.grad(logits[:, c].sum(), conv5_3, retain_graph=True)[0] for c in range(logits.shape[1])]
+    return torch.stack([gradient.mean(dim=(2, 3)) for gradient in gradients], dim=1), conv5_3
+
+
+def relative_difference(a, b):
+    return float((a - b).detach().abs().max() / b.detach().abs().max())
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_closed_form_equals_autograd(tiny_model, size, dtype, tolerance):
+    model = tiny_model().to(dtype)
+    # `classify` computes in float32 by contract; its float64 twin is composed here.
+    model.classify = lambda conv5_3: model.classifier(F.max_pool2d(conv5_3, 2, 2, ceil_mode=True).mean(dim=(2, 3)))
+    expected, conv5_3 = autograd_weights(model, torch.randn(size[0], 3, *size[1:], dtype=dtype))
+    pooled = F.max_pool2d(conv5_3, 2, 2, ceil_mode=True).mean(dim=(2, 3))
+    weights = importance_weights(model.classifier, pooled, tuple(conv5_3.shape[2:]))
+    assert weights.shape == expected.shape
+    assert relative_difference(weights, expected) < tolerance
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_maps_equal_pytorch_grad_cam(tiny_model, size):
+    model = ClassLogits(tiny_model(batch_norm=False)).eval()
+    image = torch.randn(size[0], 3, *size[1:])
+    ours = class_attention(model.model, model.model.features(image).conv5_3).detach()
+    theirs = []
+    with GradCAM(model, [model.last_convolution]) as cam:
+        for c in range(ours.shape[1]):
+            cam(image, [ClassifierOutputTarget(c)] * size[0])
+            activations, gradients = (
+                values[0] for values in (cam.activations_and_grads.activations, cam.activations_and_grads.gradients)
+            )
+            theirs.append((gradients.mean(dim=(2, 3), keepdim=True) * activations).sum(dim=1).relu().detach())
+    assert relative_difference(ours, torch.stack(theirs, dim=1)) < 1e-5
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_maps_equal_captum(tiny_model, size):
+    model = ClassLogits(tiny_model(batch_norm=False)).eval()
+    image = torch.randn(size[0], 3, *size[1:])
+    ours = class_attention(model.model, model.model.features(image).conv5_3).detach()
+    cam = captum.attr.LayerGradCam(model, model.last_convolution)
+    theirs = [cam.attribute(image, target=c, relu_attributions=True)[:, 0].detach() for c in range(ours.shape[1])]
+    assert relative_difference(ours, torch.stack(theirs, dim=1)) < 1e-5
+
+
+def test_attention_map_of_hand_computed_convolution():
+    features = F.conv2d(torch.arange(16.0).view(1, 1, 4, 4), torch.ones(1, 1, 3, 3))
+    assert attention_map(torch.ones(1, 1, 1), features).tolist() == [[[[45, 54], [81, 90]]]]
+    assert attention_map(-torch.ones(1, 1, 1), features).tolist() == [[[[0, 0], [0, 0]]]]
+
+
+def test_map_of_a_confident_class_does_not_vanish(tiny_model):
+    """Behind a sigmoid, the map of a logit of 17 would be exactly 0 in float32."""
+    model = tiny_model()
+    conv5_3 = model.features(torch.randn(1, 3, 32, 32)).conv5_3.detach()
+    nn.init.constant_(model.classifier.score.bias, 50.0)
+    assert model.classify(conv5_3).sigmoid().min() == 1.0
+    maps = class_attention(model, conv5_3)
+    nn.init.zeros_(model.classifier.score.bias)
+    assert torch.equal(maps, class_attention(model, conv5_3))
+    assert maps.max() > 0
+
+
+def test_attention_is_float32_under_autocast(tiny_model):
+    model = tiny_model(batch_norm=False)
+    conv5_3 = model.features(torch.randn(1, 3, 32, 32)).conv5_3
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        maps, logits = class_attention(model, conv5_3.bfloat16()), model.classify(conv5_3.bfloat16())
+    assert maps.dtype == logits.dtype == torch.float32
+    assert relative_difference(maps, class_attention(model, conv5_3.bfloat16().float())) < 1e-6
+
+
+def test_second_order_changes_the_classifiers_gradient_alone(tiny_model):
+    model = tiny_model()
+    image = torch.randn(2, 3, 48, 48)
+    gradients = {}
+    for second_order in (False, True):
+        model.zero_grad()
+        class_attention(model, model.features(image).conv5_3, second_order=second_order).square().sum().backward()
+        gradients[second_order] = (model.trunk.conv5_3.weight.grad.clone(), model.classifier.fc1.weight.grad)
+    assert torch.allclose(gradients[False][0], gradients[True][0], rtol=1e-5)
+    assert gradients[False][1] is None
+    assert gradients[True][1].abs().max() > 0
+
+
+def test_normalisation_is_per_map_and_rewards_no_inflation():
+    attention = torch.rand(3, 4, 4) * torch.tensor([0.01, 1.0, 100.0]).view(3, 1, 1)
+    attention.requires_grad_()
+    normalised, alive = normalise_attention(attention)
+    assert alive.all()
+    assert normalised.amax(dim=(1, 2)).tolist() == [1.0, 1.0, 1.0]
+    normalised.square().sum().backward()
+    # Euler: the gradient along A itself is that of a common factor, which the maximum divides away.
+    assert (attention * attention.grad).sum(dim=(1, 2)).abs().max() < 1e-4
+
+
+def test_dead_map_is_masked_out_without_nan():
+    attention = torch.zeros(2, 4, 4)
+    attention[1, 0, 0] = 2 * DEAD_MAP_MAXIMUM
+    attention.requires_grad_()
+    normalised, alive = normalise_attention(attention)
+    assert alive.tolist() == [False, True]
+    assert normalised[0].abs().max() == 0
+    normalised.sum().backward()
+    assert torch.isfinite(attention.grad).all()
+
+
+def test_soft_mask_by_hand():
+    values = soft_mask(torch.tensor([0.0, 0.5, 1.0]), threshold=0.5, slope=10.0)
+    assert values.tolist() == pytest.approx([0.0066929, 0.5, 0.9933071], abs=1e-6)
+
+
+def test_masked_image_erases_to_the_data_mean():
+    image = torch.full((1, 3, 2, 2), 7.0)
+    mask = torch.tensor([[[1.0, 0.0], [0.5, 0.0]]])
+    assert masked_image(image, mask)[0, 0].tolist() == [[0.0, 7.0], [3.5, 7.0]]
+
+
+@pytest.mark.parametrize("padding", [1, 100])
+@pytest.mark.parametrize("size", [(64, 64), (50, 77)])
+def test_attention_lies_where_the_features_are(tiny_model, padding, size):
+    """A map that is 1 in one cell peaks in the 16 pixels that the cell covers."""
+    model = tiny_model(padding=padding)
+    grid = model.features(torch.zeros(1, 3, *size)).conv5_3.shape[2:]
+    row, column = (((padding - 1) + side // 2) // 16 for side in size)
+    attention = torch.zeros(1, *grid)
+    attention[0, row, column] = 1.0
+    image = attention_to_image(attention, size, padding)
+    assert image.shape == (1, *size)
+    peak = divmod(int(image.flatten().argmax()), size[1])
+    assert [(position + padding - 1) // 16 for position in peak] == [row, column]
+
+
+def test_pairs_are_all_ground_truth_classes(batch):
+    pairs = class_pairs(batch.image_labels, max_classes_per_image=4)
+    assert pairs.image_index.tolist() == [0, 1, 1, 3, 3, 3]
+    assert pairs.class_index.tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_pairs_are_capped_at_random_per_image(batch):
+    choices = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        pairs = class_pairs(batch.image_labels, max_classes_per_image=1)
+        assert pairs.image_index.tolist() == [0, 1, 3]
+        assert batch.image_labels[pairs.image_index, pairs.class_index].tolist() == [1, 1, 1]
+        choices.add(tuple(pairs.class_index.tolist()))
+    assert {c[1] for c in choices} == {1, 2}
+    assert {c[2] for c in choices} == {0, 1, 2}
+
+
+def test_no_pairs_without_objects(tiny_model):
+    network = GuidedNetwork(tiny_model())
+    output = network(torch.randn(2, 3, 32, 32), torch.zeros(2, 3), ALL_LOSSES)
+    assert output.attention.shape[0] == output.masked_logits.shape[0] == 0
+
+
+def test_batch_equals_stacked_singles(tiny_model, batch):
+    network = GuidedNetwork(tiny_model())
+    together = network(batch.image, batch.image_labels, ALL_LOSSES)
+    singles = [network(batch.image[i : i + 1], batch.image_labels[i : i + 1], ALL_LOSSES) for i in range(4)]
+    for name in ("seg_logits", "class_logits", "attention", "masked_logits"):
+        stacked = torch.cat([getattr(single, name) for single in singles])
+        assert torch.allclose(getattr(together, name), stacked, atol=1e-5), name
+
+
+def test_masked_logits_are_the_pairs_own_class_on_its_own_image(tiny_model, batch):
+    model = tiny_model()
+    network = GuidedNetwork(model)
+    output = network(batch.image, batch.image_labels, ALL_LOSSES)
+    for n, (i, c) in enumerate(zip(*output.pairs, strict=True)):
+        upsampled = attention_to_image(output.attention[n : n + 1], (48, 40), 1)
+        mask = soft_mask(upsampled, threshold=0.5, slope=10.0) * output.alive[n]
+        logit = model(masked_image(batch.image[i : i + 1], mask))[1][0, c]
+        assert torch.allclose(output.masked_logits[n], logit, atol=1e-5)
+
+
+def test_losses_that_are_not_needed_cost_no_pass(tiny_model, batch):
+    model = tiny_model()
+    passes = []
+    model.trunk.register_forward_hook(lambda *_: passes.append(1))
+    output = GuidedNetwork(model)(batch.image, batch.image_labels, frozenset({"segmentation"}))
+    assert (len(passes), output.class_logits, output.attention) == (1, None, None)
+    GuidedNetwork(model)(batch.image, batch.image_labels, frozenset({"external_supervision"}))
+    assert len(passes) == 2
+    GuidedNetwork(model)(batch.image, batch.image_labels, frozenset({"attention_mining"}))
+    assert len(passes) == 4
+
+
+def test_masked_images_do_not_enter_batch_norm_statistics(tiny_model, batch):
+    model = tiny_model()
+    training_mode(model, frozen=[], update_batch_norm=False)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    GuidedNetwork(model)(batch.image, batch.image_labels, ALL_LOSSES)
+    assert before
+    assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
