@@ -1,0 +1,95 @@
+"""What a person watching sees: bars with losses and time left on a terminal, plain lines anywhere else."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+REFRESH_SECONDS = 0.25
+
+
+@contextmanager
+def progress_bar(title: str, total: int) -> Iterator[Callable[[], None]]:
+    """Yields a function to call once per item; plain output is one line when the work is done."""
+    started = time.monotonic()
+    if not sys.stdout.isatty():
+        yield lambda: None
+    else:
+        with _progress(Console()) as progress:
+            task = progress.add_task(title, total=total, losses="")
+            yield lambda: progress.advance(task)
+    print(f"{title}: {total} in {time.monotonic() - started:.1f} s", flush=True)
+
+
+class TrainingProgress:
+    """Progress of one training run, as a context manager.
+
+    Args:
+        title: what is being trained.
+        num_epochs, steps_per_epoch: the length of the run.
+        first_epoch: epochs already done by an earlier, interrupted process.
+    """
+
+    def __init__(self, title: str, *, num_epochs: int, steps_per_epoch: int, first_epoch: int) -> None:
+        self.title = title
+        self.num_epochs = num_epochs
+        self._first_epoch = first_epoch
+        self._started = self._refreshed = time.monotonic()
+        self._bar = _progress(Console()) if sys.stdout.isatty() else None
+        if self._bar is not None:
+            total, done = num_epochs * steps_per_epoch, first_epoch * steps_per_epoch
+            self._task = self._bar.add_task(title, total=total, completed=done, losses="")
+
+    def __enter__(self) -> "TrainingProgress":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def step(self, losses: "Mapping[str, Tensor]") -> None:
+        """Count one step; shows the losses a few times a second, since reading one waits for the device."""
+        if self._bar is None:
+            return
+        self._bar.advance(self._task)
+        if time.monotonic() - self._refreshed > REFRESH_SECONDS:
+            self._refreshed = time.monotonic()
+            text = "  ".join(f"{name} {float(loss):.3f}" for name, loss in losses.items())
+            self._bar.update(self._task, losses=text)
+
+    def epoch(self, epoch: int, row: Mapping[str, float]) -> None:
+        """Report a finished epoch (counted from 1) in one line."""
+        elapsed = time.monotonic() - self._started
+        left = elapsed / (epoch - self._first_epoch) * (self.num_epochs - epoch)
+        shown = {
+            k: v for k, v in row.items() if k.startswith(("loss/", "val/mean_iou", "val/macro_f1", "val/attention_iou"))
+        }
+        scores = "  ".join(f"{name.split('/')[-1]} {value:.4f}" for name, value in shown.items())
+        line = f"{self.title}: epoch {epoch}/{self.num_epochs}  {scores}  {left:.0f} s left"
+        if self._bar is not None:
+            self._bar.console.print(line, highlight=False)
+        else:
+            print(line, flush=True)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[losses]}"),
+        console=console,
+    )

@@ -1,0 +1,269 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from torch.utils.data import Dataset
+
+from pipeline.checkpoints import CheckpointFile, fingerprint
+from pipeline.config import Training
+from pipeline.data.loading import Sample, training_loader
+from pipeline.errors import PipelineError
+from pipeline.gain.attention import GuidedNetwork
+from pipeline.model.weights import state_digest
+from pipeline.training import build_optimizer, check_finite, fit, freeze, learning_rate_schedule, training_mode
+
+ALL_WEIGHTS = {"segmentation": 1.0, "classification": 1.0, "attention_mining": 1.0, "external_supervision": 1.0}
+OPTIONS = Training(
+    num_epochs=4, batch_size=2, optimizer="adamw", learning_rate=1.0e-2, learning_rate_scales={}, weight_decay=0.0,
+    warmup_fraction=0.1, max_gradient_norm=5.0, horizontal_flip=0.0, frozen=[], update_batch_norm=True, select="last",
+    num_panel_images=0,
+)  # fmt: skip
+
+
+class Squares(Dataset):
+    """Images in which each class is a brightness; what a dropout mask or a wrong order would change is visible."""
+
+    def __init__(self, count: int = 6) -> None:
+        self.count, self.epoch = count, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Sample:
+        generator = torch.Generator().manual_seed(index)
+        label = index % 3
+        target = torch.zeros(32, 32, dtype=torch.int64)
+        target[8:24, 8:24] = label + 1
+        image = torch.randn(3, 32, 32, generator=generator) * 0.1 + (target > 0) * (label - 1.0 + 3.0 * (label > 0))
+        labels = torch.eye(3)[label]
+        return Sample(image, target, labels, torch.tensor(True), torch.tensor(index))
+
+
+def run(model, checkpoint: Path, options: Training = OPTIONS, *, on_epoch=lambda *_: None, **changes):
+    loader = training_loader(Squares(), batch_size=2, seed=0, num_workers=0)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    fabric.seed_everything(0, verbose=False)
+    arguments = {
+        "title": "test", "options": options, "loss_weights": ALL_WEIGHTS, "ramp_fraction": 0.1,
+        "validate": lambda _: {"val/mean_iou": 0.0}, "on_epoch": on_epoch,
+        "checkpoint": CheckpointFile(checkpoint.parent, checkpoint.name),
+    }  # fmt: skip
+    return fit(fabric, GuidedNetwork(model), loader, **{**arguments, **changes})
+
+
+def test_one_batch_is_overfit(tiny_model, tmp_path):
+    model = tiny_model(width=0.125)
+    weights = {"segmentation": 1.0, "classification": 1.0}
+    history = run(model, tmp_path / "run", OPTIONS.model_copy(update={"num_epochs": 60}), loss_weights=weights)
+    first, last = history.rows[0], history.rows[-1]
+    assert last["loss/segmentation"] < 0.1 * first["loss/segmentation"]
+    assert last["loss/classification"] < 0.1 * first["loss/classification"]
+
+
+@pytest.mark.parametrize("killed_after", [1, 2, 3])
+def test_resumed_equals_uninterrupted(tiny_model, tmp_path, killed_after):
+    """Dropout, order, optimiser, schedule, selection and record all go on as if nothing had happened."""
+    scores = iter([0.1, 0.5, 0.3, 0.2])
+    options = OPTIONS.model_copy(update={"select": "best"})
+    start = tiny_model(dropout=0.5).state_dict()
+
+    def network():
+        model = tiny_model(dropout=0.5)
+        model.load_state_dict(start)
+        return model
+
+    def validate_with(values):
+        return lambda _: {"val/mean_iou": next(values)}
+
+    whole = network()
+    expected = run(whole, tmp_path / "whole", options, validate=validate_with(scores))
+
+    class Killed(Exception):
+        pass
+
+    def kill(epoch, _):
+        if epoch == killed_after:
+            raise Killed
+
+    values = [0.1, 0.5, 0.3, 0.2]
+    with pytest.raises(Killed):
+        run(network(), tmp_path / "part", options, on_epoch=kill, validate=validate_with(iter(values)))
+    resumed = network()
+    history = run(resumed, tmp_path / "part", options, validate=validate_with(iter(values[killed_after:])))
+    assert history.rows == expected.rows
+    assert history.selected_epoch == expected.selected_epoch == 2
+    assert state_digest(resumed) == state_digest(whole)
+
+
+def test_best_epoch_is_selected_by_validation_score(tiny_model, tmp_path):
+    states = []
+    scores = iter([0.1, 0.5, 0.3, 0.2])
+
+    def validate(model):
+        states.append(state_digest(model))
+        return {"val/mean_iou": next(scores)}
+
+    model = tiny_model()
+    history = run(model, tmp_path / "run", OPTIONS.model_copy(update={"select": "best"}), validate=validate)
+    assert history.selected_epoch == 2
+    assert state_digest(model) == states[1]
+
+
+def test_nan_names_epoch_step_and_every_loss(tiny_model, tmp_path):
+    model = tiny_model()
+    torch.nn.init.constant_(model.classifier.score.weight, math.nan)
+    with pytest.raises(
+        PipelineError, match=r"epoch 1, step 1: segmentation = \d.*classification = nan.*learning_rate"
+    ) as error:
+        run(model, tmp_path / "run", loss_weights={"segmentation": 1.0, "classification": 1.0})
+    assert "\n" not in str(error.value)
+
+
+def test_infinite_loss_is_caught_too():
+    with pytest.raises(PipelineError, match="epoch 3, step 7: segmentation = inf"):
+        loss = torch.tensor(math.inf)
+        check_finite(loss, {"segmentation": loss}, epoch=3, step=7, learning_rate=0.1)
+
+
+def test_frozen_trunk_is_proven_unchanged_and_the_classifier_learns(tiny_model, tmp_path):
+    """The frozen set is not inverted: the trunk stands, the fully connected layers move."""
+    model = tiny_model()
+    before = {part: state_digest(model.get_submodule(part)) for part in model.PARTS}
+    options = OPTIONS.model_copy(update={"frozen": ["trunk", "decoder"]})
+    history = run(model, tmp_path / "run", options, loss_weights={"classification": 1.0})
+    after = {part: state_digest(model.get_submodule(part)) for part in model.PARTS}
+    assert before["trunk"] == after["trunk"] == history.frozen["trunk"]["sha256_after"]
+    assert before["decoder"] == after["decoder"]
+    assert before["classifier"] != after["classifier"]
+
+
+def test_frozen_part_that_moves_is_an_error(tiny_model, tmp_path):
+    model = tiny_model()
+
+    def tamper(*_):
+        model.trunk.conv1_1.weight.data[0, 0, 0, 0] += 1e-3
+
+    options = OPTIONS.model_copy(update={"frozen": ["trunk"]})
+    with pytest.raises(PipelineError, match="trunk is frozen but has changed"):
+        run(model, tmp_path / "run", options, loss_weights={"classification": 1.0}, on_epoch=tamper)
+
+
+def test_validation_does_not_touch_batch_norm(tiny_model, tmp_path):
+    model = tiny_model()
+    states = []
+
+    def validate(model):
+        states.append(state_digest(model))
+        model(torch.randn(2, 3, 32, 32))
+        states.append(state_digest(model))
+        return {"val/mean_iou": 0.0}
+
+    run(model, tmp_path / "run", validate=validate)
+    assert states[0::2] == states[1::2]
+
+
+def test_batch_norm_statistics_move_only_on_request(tiny_model):
+    model = tiny_model()
+    for update in (False, True):
+        training_mode(model, frozen=[], update_batch_norm=update)
+        before = model.trunk.bn1_1.running_mean.clone()
+        model(torch.randn(2, 3, 32, 32))
+        assert torch.equal(before, model.trunk.bn1_1.running_mean) is not update
+    training_mode(model, frozen=["trunk"], update_batch_norm=True)
+    assert not model.trunk.training
+    assert model.decoder.training
+
+
+def test_learning_rates_by_part(tiny_model):
+    model = tiny_model()
+    freeze(model, ["decoder"])
+    options = OPTIONS.model_copy(update={"learning_rate_scales": {"classifier": 5.0}})
+    groups = {group["name"]: group["lr"] for group in build_optimizer(model, options).param_groups}
+    assert groups == {"trunk": 1e-2, "classifier": 5e-2}
+
+
+def test_schedule_warms_up_and_ends_at_zero(tiny_model):
+    optimizer = build_optimizer(tiny_model(), OPTIONS)
+    scheduler = learning_rate_schedule(optimizer, num_steps=20, warmup_fraction=0.2)
+    rates = []
+    for _ in range(20):
+        rates.append(scheduler.get_last_lr()[0] / OPTIONS.learning_rate)
+        optimizer.step()
+        scheduler.step()
+    assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert scheduler.get_last_lr()[0] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_attention_losses_ramp_over_the_first_steps(tiny_model, tmp_path):
+    """With the ramp as long as the run, early totals hold less of the attention losses."""
+    history = run(tiny_model(), tmp_path / "run", ramp_fraction=1.0)
+    shares = [
+        (row["loss/total"] - row["loss/segmentation"] - row["loss/classification"])
+        / (row["loss/attention_mining"] + row["loss/external_supervision"])
+        for row in history.rows
+    ]
+    # Three steps an epoch, twelve in all: mean ramps of 2/12, 5/12, 8/12 and 11/12.
+    assert shares == pytest.approx([2 / 12, 5 / 12, 8 / 12, 11 / 12], abs=0.02)
+
+
+def test_full_disk_keeps_the_previous_checkpoint(tmp_path):
+    checkpoint = CheckpointFile(tmp_path, "run")
+    checkpoint.save({"epoch": 1, "model": {"w": torch.ones(3)}})
+    # Writing to /dev/full fails as a full disk does.
+    checkpoint.path.with_name(checkpoint.path.name + ".partial").symlink_to("/dev/full")
+    with pytest.raises(PipelineError, match=r"epoch 1 is still in .*run\.pt; free some disk space") as error:
+        checkpoint.save({"epoch": 2, "model": {"w": torch.zeros(100_000)}})
+    assert "No space left" in str(error.value)
+    assert "\n" not in str(error.value)
+    state = checkpoint.load()
+    assert state is not None
+    assert state["epoch"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["run.pt"]
+
+
+def test_checkpoint_restores_every_random_generator(tmp_path):
+    import random
+
+    import numpy as np
+
+    def draw():
+        return torch.rand(1).item(), random.random(), np.random.rand()
+
+    checkpoint = CheckpointFile(tmp_path, "run")
+    draw()
+    checkpoint.save({"epoch": 1})
+    expected = draw()
+    checkpoint.load()
+    assert draw() == expected
+
+
+def test_checkpoint_holds_no_pickled_objects(tmp_path):
+    checkpoint = CheckpointFile(tmp_path, "run")
+    checkpoint.save({"epoch": 1, "rows": [{"loss/total": 0.5}], "selected_state": None})
+    assert torch.load(checkpoint.path, weights_only=True)["rows"] == [{"loss/total": 0.5}]
+
+
+def test_damaged_checkpoint_says_what_to_do(tmp_path):
+    checkpoint = CheckpointFile(tmp_path, "run")
+    checkpoint.save({"epoch": 1})
+    checkpoint.path.write_bytes(checkpoint.path.read_bytes()[:100])
+    with pytest.raises(PipelineError, match=r"run\.pt: checkpoint cannot be read .* delete it to start over") as error:
+        checkpoint.load()
+    assert "\n" not in str(error.value)
+
+
+def test_fingerprint_follows_parameters_and_inputs(tmp_path):
+    data = tmp_path / "manifest.csv"
+    data.write_text("a")
+    original = fingerprint("pretrain", {"learning_rate": 0.1}, [data])
+    assert original == fingerprint("pretrain", {"learning_rate": 0.1}, [data])
+    assert original != fingerprint("pretrain", {"learning_rate": 0.2}, [data])
+    assert original != fingerprint("classify", {"learning_rate": 0.1}, [data])
+    data.write_text("b")
+    assert original != fingerprint("pretrain", {"learning_rate": 0.1}, [data])
