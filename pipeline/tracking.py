@@ -1,0 +1,176 @@
+"""The record of a run on its way to MLflow; this half never talks to a server and never imports mlflow.
+
+A `Tracker` appends what happens to a spool on disk. A sender process (sender.py), started first so that importing
+mlflow overlaps with importing torch, reads the spools and sends them. A server that is down, slow or dying costs one
+warning; what was missed waits in its spool for the next run.
+
+    .tracking/NAME/header.json     run name, tags, parameters, data set
+    .tracking/NAME/events.jsonl    one event a line: metrics, image, artifact, tags, finish
+    .tracking/NAME/files/          pictures and artifacts
+    .tracking/NAME/state.json      written by the sender: run id and how many events were sent
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from PIL import Image
+
+from pipeline.files import write_json
+
+SPOOLS = Path(".tracking")
+WEIGHTS_TAG = "weights_sha256"  # names the weights that a run produced; evaluation and registration find it by this
+FINISH_SECONDS = 60.0  # how long a finished stage waits for its sender
+
+
+class Tracking:
+    """The sender process of a stage, as a context manager; open it before the slow imports."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen([sys.executable, "-m", "pipeline.sender"], stdin=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> "Tracking":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self._process.communicate(timeout=FINISH_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            print(f"warning: MLflow is slow; {WAITING}", file=sys.stderr, flush=True)
+
+    def send(self, name: str) -> None:
+        """Have the spool `name` sent from now on."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(f"{name}\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            print(f"warning: the MLflow sender has died; {WAITING}", file=sys.stderr, flush=True)
+
+
+class Tracker:
+    """Record of one MLflow run, as a context manager. The spool of an interrupted run goes on where it ended.
+
+    Args:
+        tracking: sends the spool.
+        name: of the spool; equal names are the same run.
+        run_name: as shown in the UI.
+        params: nested parameters; logged flat, as "finetune.training.learning_rate".
+        tags: string tags.
+        weights_sha256: continue the run that produced these weights instead of starting one; without such a run on
+            the server, one is started.
+        dataset: {"name", "digest", "context"} of the data set, if any.
+    """
+
+    def __init__(
+        self,
+        tracking: Tracking,
+        name: str,
+        *,
+        run_name: str,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+        weights_sha256: str | None = None,
+        dataset: Mapping[str, str] | None = None,
+    ) -> None:
+        self.folder = SPOOLS / name
+        header = {
+            "run_name": run_name,
+            "params": flatten(params or {}),
+            "tags": {**source_tags(), **(tags or {})},
+            "weights_sha256": weights_sha256,
+            "dataset": dict(dataset) if dataset else None,
+        }
+        (self.folder / "files").mkdir(parents=True, exist_ok=True)
+        # A resumed training repeats the epoch in which it was killed; what was recorded of it stands.
+        self._recorded = {(event["kind"], event.get("key"), event.get("step")) for event in read_events(self.folder)}
+        self._events: IO[str] = (self.folder / "events.jsonl").open("a", encoding="utf-8")
+        write_json(self.folder / "header.json", header)
+        tracking.send(name)
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._record("finish", status="FINISHED")
+        self._events.close()
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Values of one epoch, or of one test (step 0)."""
+        self._record("metrics", step=step, values=dict(metrics))
+
+    def log_image(self, key: str, image: Image.Image, *, step: int) -> None:
+        """A picture for the UI's image grid; equal keys line up by step and across runs."""
+        name = f"{key.replace('/', '_')}_{step:04d}.png"
+        image.save(self.folder / "files" / name)
+        self._record("image", key=key, step=step, file=name)
+
+    def log_artifact(self, path: Path, folder: str = "") -> None:
+        """A file, copied now and sent under the artifact folder."""
+        shutil.copy(path, self.folder / "files" / path.name)
+        self._record("artifact", key=f"{folder}/{path.name}", file=path.name, folder=folder)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Tags known only now."""
+        self._record("tags", values=dict(tags))
+
+    def _record(self, kind: str, **event: Any) -> None:
+        identity = (kind, event.get("key"), event.get("step"))
+        if kind in ("metrics", "image") and identity in self._recorded:
+            return
+        self._recorded.add(identity)
+        self._events.write(json.dumps({"kind": kind, "time": int(time.time() * 1000), **event}) + "\n")
+        self._events.flush()
+
+
+def read_events(folder: Path) -> list[dict[str, Any]]:
+    """Events of a spool, in order. A line cut short by kill -9 is removed from the file."""
+    path = folder / "events.jsonl"
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    complete = text[: text.rfind("\n") + 1]
+    if complete != text:
+        path.write_text(complete, encoding="utf-8")
+    return [json.loads(line) for line in complete.splitlines()]
+
+
+def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """{"a": {"b": 1}} to {"a.b": "1"}."""
+    flat: dict[str, str] = {}
+    for key, value in params.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: str(value)}
+    return flat
+
+
+def source_tags() -> dict[str, str]:
+    """Where a run comes from: commit, DVC experiment, Prefect flow run; only what is known."""
+    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    tags = {
+        "mlflow.source.git.commit": git.stdout.strip(),
+        "mlflow.source.type": "PROJECT",
+        "mlflow.source.name": Path.cwd().name,
+        "dvc_experiment": os.environ.get("DVC_EXP_NAME", ""),
+        "prefect_flow_run": os.environ.get("PREFECT__FLOW_RUN_ID", ""),
+    }
+    return {name: value for name, value in tags.items() if value}
+
+
+WAITING = (
+    f"what was missed waits in {SPOOLS} for the next stage or `python -m pipeline.sender`; CSV and JSON are complete"
+)
