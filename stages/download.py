@@ -1,0 +1,22 @@
+"""Put the data set into place: the embedded drawings, in VOC layout."""
+
+import os
+
+from pipeline.config import load_params
+from pipeline.data.synthetic import draw_dataset
+from pipeline.files import atomic_folder
+from pipeline.progress import progress_bar
+from stages import DATA, run_stage
+
+
+def download() -> None:
+    """params.yaml to data/voc."""
+    params = load_params()
+    options = params.profile.download.model_dump(exclude={"source"})
+    total = sum(options[name] for name in ("num_train", "num_val", "num_test")) + 2 * options["num_counterfactual"]
+    with atomic_folder(DATA) as folder, progress_bar("download: images drawn", total) as advance:
+        draw_dataset(folder, seed=params.seed, num_workers=os.cpu_count() or 1, on_image=advance, **options)
+
+
+if __name__ == "__main__":
+    run_stage("download", download)

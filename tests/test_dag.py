@@ -1,0 +1,250 @@
+"""The whole DAG on a handful of images, as a user runs it: dvc repro in a fresh checkout, kill -9, bad input."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+import yaml
+
+from pipeline.files import digest_file
+
+REPOSITORY = Path(__file__).parents[1]
+COPIED = ("pipeline", "stages", "params.yaml", "dvc.yaml", ".dvcignore")
+
+
+def checkout(folder: Path, **changes: object) -> Path:
+    """A checkout without history whose params.yaml chooses the smoke profile."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in COPIED:
+        source = REPOSITORY / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder / name)
+    set_params(folder, {"profile": "smoke", **changes})
+    return folder
+
+
+def set_params(folder: Path, changes: dict[str, object]) -> None:
+    """Set dotted keys of params.yaml; a key that starts with a dot is one of the smoke profile."""
+    path = folder / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    for key, value in changes.items():
+        section = params["profiles"]["smoke"] if key.startswith(".") else params
+        *parents, last = key.lstrip(".").split(".")
+        for parent in parents:
+            section = section[parent]
+        section[last] = value
+    path.write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def environment(folder: Path) -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_"))}
+    return {**clean, "PATH": path, "PYTHONPATH": str(folder), "DVC_NO_ANALYTICS": "true"}
+
+
+def dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dvc", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
+
+
+def stage(folder: Path, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"stages.{name}", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def repro(tmp_path_factory) -> Path:
+    """A checkout in which `dvc repro` has run."""
+    folder = checkout(tmp_path_factory.mktemp("dag") / "repo")
+    assert dvc(folder, "init", "--no-scm").returncode == 0
+    result = dvc(folder, "repro")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+@pytest.fixture
+def copy(repro, tmp_path) -> Path:
+    """Data, weights and parameters of the finished checkout, to break."""
+    folder = checkout(tmp_path / "repo")
+    for name in ("data", "models"):
+        shutil.copytree(repro / name, folder / name)
+    return folder
+
+
+def test_every_model_is_scored(repro):
+    metrics = json.loads((repro / "reports" / "evaluate" / "metrics.json").read_text())
+    assert list(metrics) == ["pretrained", "control", "gain", "gain_ext"]
+    groups = {name: set(values) for name, values in metrics["gain"].items()}
+    assert {"pixel_accuracy", "mean_accuracy", "mean_iou", "frequency_weighted_iou"} == groups["segmentation"]
+    assert {"attention_iou", "energy_pointing_game", "pointing_game", "dead_map_rate"} <= groups["attention"]
+    assert {"object_without_context", "context_without_object", "overall", "worst_group"} == groups["context_bias"]
+    assert "macro_f1" in groups["classification"]
+
+
+def test_reports_hold_curves_tables_and_panels(repro):
+    curves = (repro / "reports/finetune/gain_ext/curves.csv").read_text().splitlines()
+    for name in ("segmentation", "classification", "attention_mining", "external_supervision", "total"):
+        assert f"loss/{name}" in curves[0]
+    assert {"train/learning_rate", "train/dead_map_rate"} <= set(curves[0].split(","))
+    assert len(curves) == 3
+    panels = {path.name for path in (repro / "reports/evaluate/panels").iterdir()}
+    assert panels == {"comparison.png", "pretrained.png", "control.png", "gain.png", "gain_ext.png"}
+    summary = json.loads((repro / "reports/classify/summary.json").read_text())
+    trunk = summary["frozen"]["trunk"]
+    assert trunk["sha256_before"] == trunk["sha256_after"]
+
+
+def test_runs_are_in_mlflow_with_training_and_test_scores(repro, monkeypatch):
+    client = mlflow.MlflowClient(f"sqlite:///{repro / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("gain").experiment_id])
+    by_name = {run.info.run_name: run for run in runs}
+    names = {"pretrain-seed0", "classify-seed0", "control-seed0", "gain-seed0", "gain_ext-seed0"}
+    assert set(by_name) == names
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    run = by_name["gain_ext-seed0"]
+    assert {"loss/external_supervision", "val/mean_iou", "test/attention_iou"} <= set(run.data.metrics)
+    assert run.data.params["finetune.loss_weights.external_supervision"] == "10.0"
+    images = [f.path for f in client.list_artifacts(run.info.run_id, "images")]
+    assert any("attention%step%2" in path for path in images)
+    assert any("panels%step%0" in path for path in images)
+
+
+def test_challenger_answers(repro, monkeypatch):
+    """The registered version loads from the registry and predicts on the bytes of an image of any size."""
+    import base64
+
+    import pandas as pd
+    from mlflow.pyfunc import load_model
+
+    uri = f"sqlite:///{repro / 'mlflow.db'}"
+    monkeypatch.chdir(repro)
+    mlflow.set_tracking_uri(uri)
+    version = mlflow.MlflowClient(uri).get_model_version_by_alias("fcn8s-gain", "challenger")
+    chosen = json.loads((repro / "reports/register/challenger.json").read_text())
+    assert version.tags["weights_sha256"] == chosen["weights_sha256"]
+    assert version.tags["variant"] in ("gain", "gain_ext")
+    assert digest_file(repro / f"models/finetune/{chosen['variant']}.safetensors") == chosen["weights_sha256"]
+    model = load_model("models:/fcn8s-gain@challenger")
+    image = next((repro / "data/voc/JPEGImages").iterdir()).read_bytes()
+    answer = model.predict(pd.DataFrame({"image": [base64.b64encode(image).decode()]}))
+    assert set(answer["class_probs"][0]) == {"aeroplane", "boat", "car", "tree", "cactus", "snowman"}
+    assert base64.b64decode(answer["segmentation"][0])[:4] == b"\x89PNG"
+
+
+def test_second_repro_is_a_no_op(repro):
+    before = (repro / "dvc.lock").read_bytes()
+    result = dvc(repro, "repro")
+    assert "Running stage" not in result.stdout + result.stderr
+    assert (repro / "dvc.lock").read_bytes() == before
+    assert "up to date" in dvc(repro, "status").stdout
+
+
+def test_one_loss_weight_retrains_one_variant(repro, tmp_path):
+    """Parameters are tracked per variant; nothing else is invalidated."""
+    folder = tmp_path / "repo"
+    shutil.copytree(repro, folder)
+    set_params(folder, {".finetune.variants.gain.attention_mining": 0.5})
+    changed = {
+        name.split(":")[0] for name in dvc(folder, "status").stdout.splitlines() if name and not name.startswith("\t")
+    }
+    assert changed == {"finetune@gain", "evaluate"}
+
+
+@pytest.mark.parametrize("killed", ["pretrain", "finetune"])
+def test_killed_training_resumes_to_the_same_bytes(repro, copy, killed):
+    arguments = ("gain_ext",) if killed == "finetune" else ()
+    name = "/".join((killed, *arguments))
+    outputs = [f"models/{name}.safetensors", f"reports/{name}/curves.csv", f"reports/{name}/summary.json"]
+    (copy / outputs[0]).unlink()
+    command = [sys.executable, "-m", f"stages.{killed}", *arguments]
+    with subprocess.Popen(command, cwd=copy, env=environment(copy), stdout=subprocess.DEVNULL) as process:
+        while not list((copy / "checkpoints").rglob("*.pt")):
+            assert process.poll() is None, "the stage ended before its first checkpoint"
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert not (copy / outputs[0]).exists()
+    result = stage(copy, killed, *arguments)
+    assert result.returncode == 0, result.stderr
+    assert "resuming after epoch 1" in result.stdout
+    for output in outputs:
+        assert (copy / output).read_bytes() == (repro / output).read_bytes(), output
+    assert not list((copy / "checkpoints").rglob("*.pt"))
+
+
+def test_changed_parameter_ignores_a_stale_checkpoint(copy):
+    command = [sys.executable, "-m", "stages.pretrain"]
+    with subprocess.Popen(command, cwd=copy, env=environment(copy), stdout=subprocess.DEVNULL) as process:
+        while not list((copy / "checkpoints").rglob("*.pt")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    set_params(copy, {".pretrain.learning_rate": 1.0e-4})
+    result = stage(copy, "pretrain")
+    assert result.returncode == 0, result.stderr
+    assert "resuming" not in result.stdout
+
+
+def one_line(result: subprocess.CompletedProcess[str], *parts: str) -> None:
+    """The stage failed with exactly one line on standard error, holding every part."""
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert len(lines) == 1, result.stderr
+    for part in parts:
+        assert part in lines[0]
+
+
+def test_misspelt_key_is_one_line(copy):
+    set_params(copy, {".pretrain.learnin_rate": 0.1})
+    one_line(
+        stage(copy, "pretrain"), "params.yaml: profiles.smoke.pretrain: unknown key 'learnin_rate'", "'learning_rate'"
+    )
+
+
+def test_cuda_without_a_gpu_is_one_line(copy, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    set_params(copy, {".runtime.device": "cuda"})
+    one_line(stage(copy, "pretrain"), "runtime.device: cuda is not available", "sees 0 CUDA devices", "device: cpu")
+
+
+def test_unknown_variant_is_one_line(copy):
+    one_line(stage(copy, "finetune", "gian"), "finetune.variants has no 'gian'", "control, gain, gain_ext")
+
+
+def test_damaged_image_is_one_line_and_leaves_no_manifest(copy):
+    image = sorted((copy / "data/voc/JPEGImages").iterdir())[0]
+    image.write_bytes(image.read_bytes()[:300])
+    (copy / "data/manifest.csv").unlink()
+    one_line(stage(copy, "prepare"), image.name, "cannot be decoded")
+    assert not list((copy / "data").glob("manifest.csv*"))
+
+
+def test_missing_split_is_one_line(copy):
+    (copy / "data/voc/ImageSets/Segmentation/val.txt").unlink()
+    one_line(stage(copy, "prepare"), "val.txt: missing", "dvc repro download")
+
+
+def test_diverging_training_is_one_line_and_writes_no_weights(copy):
+    set_params(copy, {".pretrain.learning_rate": 1.0e30, ".pretrain.max_gradient_norm": 1.0e30})
+    (copy / "models/pretrain.safetensors").unlink()
+    result = stage(copy, "pretrain")
+    one_line(result, "loss is not finite at epoch 1, step", "segmentation =", "learning_rate")
+    assert not (copy / "models/pretrain.safetensors").exists()
+
+
+def test_unreachable_tracking_server_does_not_stop_a_training(copy, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "environment", lambda folder, real=environment: {
+        **real(folder), "MLFLOW_TRACKING_URI": "http://127.0.0.1:9",
+    })  # fmt: skip
+    result = stage(copy, "pretrain")
+    assert result.returncode == 0, result.stderr
+    assert "warning: MLflow at http://127.0.0.1:9" in result.stderr
+    assert (copy / "reports/pretrain/curves.csv").exists()
