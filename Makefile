@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro test format ui lock clean
+.PHONY: help repro test bench format ui lock clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -18,6 +18,9 @@ test: $(BIN)/.installed ## lint, types, import contract, tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest
+
+bench: $(BIN)/.installed ## time and memory of the pipeline in a fresh clone of the commit
+	$(BIN)/python -m benchmarks.repro
 
 format: $(BIN)/.installed ## format the code and fix what ruff can
 	$(BIN)/ruff format .

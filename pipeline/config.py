@@ -15,13 +15,14 @@ NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 
 Part = Literal["trunk", "decoder", "classifier"]
+TOP_LEVEL = ["profile", "seed", "profiles"]
 LossName = Literal["segmentation", "classification", "attention_mining", "external_supervision"]
 
 
 class Section(BaseModel):
     """Base of every params.yaml section: immutable, no unknown keys, no silent type conversion."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Runtime(Section):
@@ -190,18 +191,20 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
             of the wrong type or out of range. The message names the file and the key.
     """
     document = _read_yaml(path)
-    unknown = sorted(set(document) - {"profile", "seed", "profiles"})
-    if unknown:
-        raise PipelineError(f"{path}: {_unknown_key(unknown[0], ['profile', 'seed', 'profiles'])}")
-    profiles = document.get("profiles")
-    name = document.get("profile")
-    if not isinstance(profiles, dict) or name not in profiles:
-        known = ", ".join(profiles) if isinstance(profiles, dict) else "none"
+    for key in document:
+        if key not in TOP_LEVEL:
+            raise PipelineError(f"{path}: {_unknown_key(str(key), TOP_LEVEL)}")
+    for key in TOP_LEVEL:
+        if key not in document:
+            raise PipelineError(f"{path}: {key} is missing")
+    name, profiles = document["profile"], document["profiles"]
+    if not isinstance(profiles, dict) or not isinstance(name, str) or name not in profiles:
+        known = ", ".join(map(str, profiles)) if isinstance(profiles, dict) else "none"
         raise PipelineError(f"{path}: profile: {name!r} is not under profiles; choose one of: {known}")
     try:
-        return Params(profile_name=name, seed=document.get("seed"), profile=Profile.model_validate(profiles[name]))  # type: ignore[arg-type]
+        return Params(profile_name=name, seed=document["seed"], profile=Profile.model_validate(profiles[name]))
     except ValidationError as error:
-        raise PipelineError(f"{path}: {_one_line(error, str(name))}") from error
+        raise PipelineError(f"{path}: {_one_line(error, name)}") from error
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -209,6 +212,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise PipelineError(f"{path}: not found; run from the repository root, where params.yaml lies") from None
+    except OSError as error:
+        raise PipelineError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise PipelineError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
@@ -217,9 +222,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _one_line(error: ValidationError, profile: str) -> str:
-    first, *others = error.errors()
+    errors = error.errors()
+    # A misspelt key is also a missing one; the misspelling is what the user wants to hear of.
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     prefix = "" if error.title == "Params" else f"profiles.{profile}."
-    key = ".".join(str(part) for part in first["loc"])
+    key = ".".join(str(part) for part in first["loc"] if part != "[key]")
     if first["type"] == "extra_forbidden":
         message = _unknown_key(str(first["loc"][-1]), _known_keys(first["loc"]))
         key = ".".join(str(part) for part in first["loc"][:-1])
@@ -231,7 +238,7 @@ def _one_line(error: ValidationError, profile: str) -> str:
             message += f", got {first['input']!r}"
         if isinstance(first["input"], str) and first["type"].startswith("float"):
             message += " (YAML reads 1e-3 as text: write 1.0e-3)"
-    more = f" (and {len(others)} more)" if others else ""
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     location = f"{prefix}{key}".rstrip(".")
     return f"{location}: {message}{more}" if location else f"{message}{more}"
 

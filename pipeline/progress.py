@@ -58,6 +58,7 @@ class TrainingProgress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+        print(f"{self.title}: trained for {time.monotonic() - self._started:.1f} s", flush=True)
 
     def step(self, losses: "Mapping[str, Tensor]") -> None:
         """Count one step; shows the losses a few times a second, since reading one waits for the device."""

@@ -61,9 +61,17 @@ def find_run(client: "MlflowClient", experiment_id: str, weights_sha256: str) ->
 
 
 class Spool:
-    """One spool on its way, from where an earlier sender stopped. Methods raise whatever MLflow raises."""
+    """One spool on its way, from where an earlier sender stopped. Methods raise whatever MLflow raises.
+
+    Raises:
+        filelock.Timeout: another sender still has the spool, as after kill -9 of the stage that it served.
+    """
 
     def __init__(self, folder: Path) -> None:
+        from filelock import FileLock
+
+        self._lock = FileLock(folder / "sender.lock")
+        self._lock.acquire(timeout=0)
         self.folder = folder
         self.header = json.loads((folder / "header.json").read_text(encoding="utf-8"))
         state = folder / "state.json"
@@ -93,6 +101,7 @@ class Spool:
             client.set_terminated(self.state["run_id"], "FINISHED" if self.finished else "KILLED")
         if self.finished:
             shutil.rmtree(self.folder)
+        self._lock.release()
 
     def _open_run(self, client: "MlflowClient", experiment_id: str) -> None:
         reopened = self.header["weights_sha256"]
@@ -182,21 +191,30 @@ class Inbox:
 
 def send_all(inbox: Inbox) -> bool:
     """Send spools as they are named and written, until the writer is gone; True if everything arrived."""
+    from filelock import Timeout
+
     client: Any = None
     experiment_id = ""
+    named: list[str] = []
     spools: list[Spool] = []
     warned = False
     while True:
         last = inbox.gone.is_set()
-        spools += [Spool(SPOOLS / name) for name in inbox.take()]
+        named += inbox.take()
         try:
             if client is None:
                 client, experiment_id = connect()
+            while named:
+                spools.append(Spool(SPOOLS / named[0]))
+                del named[0]
             for spool in list(spools):
                 spool.send(client, experiment_id)
                 if spool.finished or last:
                     spool.close(client)
                     spools.remove(spool)
+        except Timeout:
+            time.sleep(POLL_SECONDS)
+            continue
         except Exception as error:  # a tracking server can fail in any way
             if not warned:
                 reason = " ".join(str(error).split())[:200]
@@ -212,11 +230,16 @@ def send_all(inbox: Inbox) -> bool:
 
 
 def send_waiting() -> None:
-    """Send the finished spools that earlier senders could not."""
+    """Send the finished spools that earlier senders could not; those that another sender has are left to it."""
+    from filelock import Timeout
+
     for events in sorted(SPOOLS.glob("*/events.jsonl")):
         if '"kind": "finish"' in events.read_text(encoding="utf-8"):
             client, experiment_id = connect()
-            spool = Spool(events.parent)
+            try:
+                spool = Spool(events.parent)
+            except Timeout:
+                continue
             spool.send(client, experiment_id)
             spool.close(client)
 

@@ -12,11 +12,11 @@ warning; what was missed waits in its spool for the next run.
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -95,6 +95,7 @@ class Tracker:
         (self.folder / "files").mkdir(parents=True, exist_ok=True)
         # A resumed training repeats the epoch in which it was killed; what was recorded of it stands.
         self._recorded = {(event["kind"], event.get("key"), event.get("step")) for event in read_events(self.folder)}
+        self._failed = False
         self._events: IO[str] = (self.folder / "events.jsonl").open("a", encoding="utf-8")
         write_json(self.folder / "header.json", header)
         tracking.send(name)
@@ -115,26 +116,31 @@ class Tracker:
 
     def log_image(self, key: str, image: Image.Image, *, step: int) -> None:
         """A picture for the UI's image grid; equal keys line up by step and across runs."""
-        name = f"{key.replace('/', '_')}_{step:04d}.png"
-        image.save(self.folder / "files" / name)
-        self._record("image", key=key, step=step, file=name)
+        buffer = BytesIO()
+        image.save(buffer, "PNG")
+        self._record("image", buffer.getvalue(), key=key, step=step, file=f"{key.replace('/', '_')}_{step:04d}.png")
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """A file, copied now and sent under the artifact folder."""
-        shutil.copy(path, self.folder / "files" / path.name)
-        self._record("artifact", key=f"{folder}/{path.name}", file=path.name, folder=folder)
+        self._record("artifact", path.read_bytes(), key=f"{folder}/{path.name}", file=path.name, folder=folder)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Tags known only now."""
         self._record("tags", values=dict(tags))
 
-    def _record(self, kind: str, **event: Any) -> None:
+    def _record(self, kind: str, content: bytes | None = None, **event: Any) -> None:
         identity = (kind, event.get("key"), event.get("step"))
-        if kind in ("metrics", "image") and identity in self._recorded:
+        if self._failed or (kind in ("metrics", "image") and identity in self._recorded):
             return
         self._recorded.add(identity)
-        self._events.write(json.dumps({"kind": kind, "time": int(time.time() * 1000), **event}) + "\n")
-        self._events.flush()
+        try:
+            if content is not None:
+                (self.folder / "files" / event["file"]).write_bytes(content)
+            self._events.write(json.dumps({"kind": kind, "time": int(time.time() * 1000), **event}) + "\n")
+            self._events.flush()
+        except OSError as error:
+            self._failed = True
+            print(f"warning: {self.folder}: {error}; this run is no longer tracked", file=sys.stderr, flush=True)
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:

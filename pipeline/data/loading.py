@@ -81,7 +81,8 @@ class SegmentationDataset(Dataset[Sample]):
 
         with torch.random.fork_rng(devices=[]):
             entropy = np.random.SeedSequence([self.seed, int(self._epoch[0]), index])
-            torch.manual_seed(int(entropy.generate_state(1)[0]))
+            # torch.manual_seed would reseed the GPUs as well, for good.
+            torch.default_generator.manual_seed(int(entropy.generate_state(1)[0]))
             flipped = self._transform(tv_tensors.Image(image), tv_tensors.Mask(target))  # type: ignore[misc]
         return flipped[0].as_subclass(Tensor), flipped[1].as_subclass(Tensor)
 
@@ -108,12 +109,14 @@ def training_loader(
     dataset: SegmentationDataset, *, batch_size: int, seed: int, num_workers: int, rank: int = 0, world_size: int = 1
 ) -> DataLoader[Sample]:
     """Shuffled batches of equal size, the order a function of seed and epoch. Call `start_epoch` before each pass."""
+    # The sampler adds the epoch to its seed: neighbouring seeds would share orders.
+    sampler_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
     sampler: DistributedSampler[Sample] = DistributedSampler(
-        dataset, num_replicas=world_size, rank=rank, shuffle=True, seed=seed
+        dataset, num_replicas=world_size, rank=rank, shuffle=True, seed=sampler_seed
     )
     return DataLoader(
         dataset,
-        batch_size=min(batch_size, len(dataset)),
+        batch_size=min(batch_size, len(sampler)),
         sampler=sampler,
         num_workers=num_workers,
         drop_last=True,

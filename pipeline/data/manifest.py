@@ -23,6 +23,8 @@ from pipeline.errors import PipelineError
 if TYPE_CHECKING:
     import pandas as pd
 
+COLUMNS = ("image_id", "split", "height", "width", "classes", "contexts", "pixel_label", "digest")
+
 
 @dataclass(frozen=True)
 class ManifestRow:
@@ -77,8 +79,8 @@ def build_manifest(
         [row.split() for row in training["classes"]], class_names, fraction=pixel_label_fraction, seed=seed
     )
     chosen = set(training["image_id"].iloc[labelled])
-    frame.insert(6, "pixel_label", frame["image_id"].isin(chosen))
-    return frame
+    frame["pixel_label"] = frame["image_id"].isin(chosen)
+    return frame[[*COLUMNS, *(name for name in frame if name not in COLUMNS)]]
 
 
 def pixel_label_subset(
@@ -116,32 +118,38 @@ def read_manifest(path: Path) -> list[ManifestRow]:
     """Rows of a manifest written by `build_manifest`, in order. Read without pandas, which takes seconds to import.
 
     Raises:
-        PipelineError: the file is missing or lacks a column.
+        PipelineError: the file is missing, empty, lacks a column, or holds a row that is cut short.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return [
-                ManifestRow(
-                    image_id=row["image_id"],
-                    split=row["split"],
-                    height=int(row["height"]),
-                    width=int(row["width"]),
-                    classes=tuple(row["classes"].split()),
-                    contexts=tuple(row["contexts"].split()),
-                    pixel_label=row["pixel_label"] == "True",
-                    digest=row["digest"],
-                )
-                for row in csv.DictReader(file)
-            ]
+            rows = [_parse(row) for row in csv.DictReader(file)]
     except FileNotFoundError:
         raise PipelineError(f"{path}: missing; it lists the images; run `dvc repro prepare`") from None
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, AttributeError) as error:
         raise PipelineError(f"{path}: not a manifest ({error!r}); run `dvc repro --force prepare`") from error
+    if not rows:
+        raise PipelineError(f"{path}: not a manifest (it lists no image); run `dvc repro --force prepare`")
+    return rows
 
 
 def data_digest(rows: Iterable[ManifestRow]) -> str:
     """SHA-256 over the images and masks of `rows`: two runs with equal digests saw the same data."""
     return hashlib.sha256("\n".join(f"{row.image_id} {row.digest}" for row in rows).encode()).hexdigest()
+
+
+def _parse(row: dict[str, str]) -> ManifestRow:
+    if None in row.values():
+        raise ValueError(f"a row is cut short: {row['image_id']}")
+    return ManifestRow(
+        image_id=row["image_id"],
+        split=row["split"],
+        height=int(row["height"]),
+        width=int(row["width"]),
+        classes=tuple(row["classes"].split()),
+        contexts=tuple(row["contexts"].split()),
+        pixel_label={"True": True, "False": False}[row["pixel_label"]],
+        digest=row["digest"],
+    )
 
 
 def _check_disjoint(root: Path, entries: list[tuple[str, str]]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from pipeline.errors import PipelineError
 
 IGNORE_INDEX = 255
+RESERVED_NAMES = ("background", "void")
 COUNTERFACTUAL_SPLITS = ("object_without_context", "context_without_object")
 SPLITS = ("train", "val", "test", *COUNTERFACTUAL_SPLITS)
 
@@ -45,12 +46,17 @@ def read_class_names(root: Path) -> tuple[str, ...]:
     """Foreground class names; mask value = position + 1.
 
     Raises:
-        PipelineError: classes.txt is missing, empty, or names a class twice.
+        PipelineError: classes.txt is missing, empty, names a class twice, or with white space or a reserved word.
     """
     path = root / "classes.txt"
     names = _lines(path, "the class names, one a line in the order of the mask values")
     if len(set(names)) != len(names):
         raise PipelineError(f"{path}: a class is named twice: {', '.join(names)}; every class needs its own name")
+    bad = next((name for name in names if len(name.split()) > 1 or name in RESERVED_NAMES), None)
+    if bad is not None:
+        raise PipelineError(
+            f"{path}: {bad!r} cannot name a class; use one word other than {' and '.join(RESERVED_NAMES)}"
+        )
     if len(names) >= IGNORE_INDEX:
         raise PipelineError(f"{path}: {len(names)} classes; a mask holds at most {IGNORE_INDEX - 1} (255 is void)")
     return names
@@ -84,6 +90,8 @@ def _lines(path: Path, content: str) -> tuple[str, ...]:
         lines = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     except FileNotFoundError:
         raise PipelineError(f"{path}: missing; it holds {content}; run `dvc repro download` or add it") from None
+    except UnicodeDecodeError as error:
+        raise PipelineError(f"{path}: not UTF-8 text ({error.reason}); it holds {content}; save it as UTF-8") from None
     if not lines:
         raise PipelineError(f"{path}: empty; it holds {content}")
     return lines

@@ -19,14 +19,15 @@ from pipeline.model.fcn8s import FCN8s
 def build_model(architecture: Mapping[str, Any], class_names: tuple[str, ...], *, seed: int) -> FCN8s:
     """A freshly initialised network whose weights depend on `seed` alone. `architecture`: FCN8s's keyword arguments."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs as well, for good
         return FCN8s(len(class_names), **architecture)
 
 
 def save_weights(path: Path, model: FCN8s, architecture: Mapping[str, Any], class_names: tuple[str, ...]) -> None:
     """Write parameters and buffers with what `load_weights` needs to build the network again. Atomic."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    metadata = {"architecture": json.dumps(dict(architecture)), "class_names": json.dumps(class_names)}
+    # One key: safetensors writes several in random order, and equal weights must be equal files.
+    metadata = {"network": json.dumps({"architecture": dict(architecture), "class_names": class_names})}
     try:
         with atomic_file(path) as partial:
             save_file(tensors, partial, metadata=metadata)
@@ -54,14 +55,18 @@ def load_weights(path: Path) -> tuple[FCN8s, tuple[str, ...]]:
         raise PipelineError(
             f"{path}: not a readable safetensors file ({error}); run the stage that writes it"
         ) from error
-    if "architecture" not in metadata or "class_names" not in metadata:
-        raise PipelineError(f"{path}: carries no description of its network; expected weights written by this project")
-    class_names = tuple(json.loads(metadata["class_names"]))
-    architecture = json.loads(metadata["architecture"])
-    architecture["skip_scales"] = tuple(architecture["skip_scales"])
-    model = FCN8s(len(class_names), **architecture)
+    try:
+        network = json.loads(metadata["network"])
+        class_names = tuple(str(name) for name in network["class_names"])
+        architecture = {**network["architecture"], "skip_scales": tuple(network["architecture"]["skip_scales"])}
+        with torch.device("meta"):  # no memory, no random numbers: every tensor comes from the file
+            model = FCN8s(len(class_names), **architecture)
+    except (KeyError, TypeError, ValueError) as error:
+        raise PipelineError(
+            f"{path}: does not describe its network ({error!r}); expected weights written by this project"
+        ) from error
     _check_tensors(path, model.state_dict(), tensors)
-    model.load_state_dict(tensors)
+    model.load_state_dict(tensors, assign=True)
     return model, class_names
 
 

@@ -1,0 +1,280 @@
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hypothesis_numpy
+from PIL import Image
+
+from pipeline.data import voc
+from pipeline.data.loading import (
+    Sample,
+    SegmentationDataset,
+    denormalise,
+    evaluation_loader,
+    image_labels,
+    normalise,
+    start_epoch,
+    training_loader,
+)
+from pipeline.data.manifest import ManifestRow, decode_image
+
+Make = Callable[..., SegmentationDataset]
+IDS = ("t0", "t1", "t2", "t3")
+
+
+@pytest.fixture
+def make(voc_root) -> Make:
+    """The four training images over and over, 24 unless told, flipped half of the time unless told."""
+
+    def dataset(num_images: int = 24, **options: object) -> SegmentationDataset:
+        rows = [ManifestRow(image_id, "train", 6, 8, (), (), image_id == "t1", "") for image_id in IDS]
+        options = {"num_foreground_classes": 2, "horizontal_flip": 0.5, **options}
+        return SegmentationDataset(voc_root, (num_images * rows)[:num_images], **options)
+
+    return dataset
+
+
+def same(one: Sample, other: Sample) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def flips(dataset: SegmentationDataset, plain: SegmentationDataset) -> list[bool]:
+    """Which samples are mirrored; every one must be as it is without augmentation, or its mirror image as a whole."""
+    mirrored = []
+    for index in range(len(dataset)):
+        sample, original = dataset[index], plain[index]
+        flipped = original._replace(image=original.image.flip(-1), target=original.target.flip(-1))
+        assert same(sample, original) != same(sample, flipped) or original.target.eq(original.target.flip(-1)).all()
+        assert same(sample, original) or same(sample, flipped)
+        mirrored.append(not torch.equal(sample.image, original.image))
+    return mirrored
+
+
+def order(loader: torch.utils.data.DataLoader, epoch: int) -> list[int]:
+    start_epoch(loader, epoch)
+    return [index for batch in loader for index in batch.sample_index.tolist()]
+
+
+# ---- pixels ----------------------------------------------------------------------------------------------------------
+
+
+def test_normalisation_uses_the_statistics_of_imagenet_in_rgb_order():
+    image = torch.tensor([0, 255, 51], dtype=torch.uint8).view(3, 1, 1)
+    expected = [(0 - 0.485) / 0.229, (1 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]
+    assert normalise(image).flatten().tolist() == pytest.approx(expected, rel=1e-5)
+    assert normalise(image).dtype == torch.float32
+
+
+def test_mean_colour_becomes_zero():
+    mean = torch.tensor([124, 116, 104], dtype=torch.uint8).view(3, 1, 1)  # 255 times the means, rounded
+    assert normalise(mean).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 3, 16, 16)])
+def test_denormalise_inverts_normalise_for_every_value(shape):
+    values = torch.arange(256, dtype=torch.uint8).view(16, 16).expand(shape)
+    assert torch.equal(denormalise(normalise(values)), values)
+    assert denormalise(normalise(values)).dtype == torch.uint8
+
+
+def test_denormalise_clamps():
+    assert denormalise(torch.full((3, 1, 1), 9.0)).flatten().tolist() == [255, 255, 255]
+    assert denormalise(torch.full((3, 1, 1), -9.0)).flatten().tolist() == [0, 0, 0]
+
+
+def test_channels_come_in_rgb_order(voc_root, make):
+    path = voc.image_path(voc_root, "t0")
+    Image.new("RGB", (8, 6), (200, 90, 30)).save(path, quality=100, subsampling=0)
+    red, green, blue = denormalise(make(horizontal_flip=0.0)[0].image).float().mean(dim=(1, 2)).tolist()
+    assert [red, green, blue] == pytest.approx([200, 90, 30], abs=2)
+
+
+def test_sample_is_the_file_normalised_with_its_mask(voc_root, make):
+    sample = make(horizontal_flip=0.0)[0]
+    decoded = torch.from_numpy(decode_image(voc.image_path(voc_root, "t0"))).permute(2, 0, 1)
+    assert torch.equal(denormalise(sample.image), decoded)
+    assert (sample.image.shape, sample.image.dtype) == ((3, 6, 8), torch.float32)
+    assert sample.target.dtype == torch.int64
+    assert sample.target.tolist() == 2 * [[1, 1, 1, 0, 0, 0, 0, 0]] + 3 * [8 * [0]] + [8 * [255]]
+    assert (sample.image_labels.dtype, sample.pixel_label.dtype) == (torch.float32, torch.bool)
+
+
+def test_labels_pixel_labels_and_positions_follow_the_rows(make):
+    samples = [make()[index] for index in range(4)]
+    assert [sample.image_labels.tolist() for sample in samples] == [[1, 0], [0, 1], [1, 1], [0, 0]]
+    assert [bool(sample.pixel_label) for sample in samples] == [False, True, False, False]
+    assert [int(sample.sample_index) for sample in samples] == [0, 1, 2, 3]
+
+
+@given(hypothesis_numpy.arrays(np.uint8, (3, 4), elements=st.sampled_from([0, 1, 2, 3, 4, 5, 255])))
+def test_image_labels_are_the_classes_of_the_mask(mask):
+    labels = image_labels(torch.from_numpy(mask), 5)
+    assert (labels.shape, labels.dtype) == ((5,), torch.float32)
+    assert {index + 1 for index, value in enumerate(labels.tolist()) if value} == set(mask.flatten().tolist()) - {
+        0,
+        255,
+    }
+    assert set(labels.tolist()) <= {0.0, 1.0}
+
+
+def test_missing_image_is_named_when_it_is_loaded(voc_root, make, refused):
+    dataset, path = make(), voc.image_path(voc_root, "t2")
+    path.unlink()
+    assert refused(dataset.__getitem__, 2).startswith(f"{path}: image missing")
+
+
+# ---- augmentation ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("horizontal_flip", "mirrored"), [(0.0, {False}), (0.5, {False, True}), (1.0, {True})])
+def test_flips_move_image_and_mask_together(make, horizontal_flip, mirrored):
+    assert set(flips(make(horizontal_flip=horizontal_flip), make(horizontal_flip=0.0))) == mirrored
+
+
+def test_flips_come_as_often_as_asked(make):
+    share = np.mean(flips(make(400, cache_images=True), make(400, horizontal_flip=0.0, cache_images=True)))
+    assert share == pytest.approx(0.5, abs=0.1)  # four standard deviations
+
+
+def test_augmentation_depends_on_seed_epoch_and_index_alone(make):
+    plain = make(horizontal_flip=0.0)
+
+    def drawn(seed: int, epoch: int) -> tuple[bool, ...]:
+        dataset = make(seed=seed)
+        dataset.set_epoch(epoch)
+        return tuple(flips(dataset, plain))
+
+    assert drawn(0, 3) == drawn(0, 3)
+    assert len({drawn(seed, epoch) for seed in (0, 1) for epoch in (0, 1, 3)}) == 6
+
+
+def test_augmentation_does_not_depend_on_what_was_drawn_before(make):
+    dataset, again = make(), make()
+    forwards = [dataset[index] for index in range(24)]
+    torch.manual_seed(1234)
+    np.random.seed(1234)
+    random.seed(1234)
+    backwards = [again[index] for index in reversed(range(24))]
+    assert all(map(same, forwards, reversed(backwards)))
+
+
+def test_augmentation_leaves_the_global_generators_untouched(make):
+    dataset = make(horizontal_flip=0.5)
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    for index in range(24):
+        dataset[index]
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert np.random.get_state()[1].tolist() == states[1]
+    assert random.getstate() == states[2]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_augmentation_leaves_the_generator_of_the_gpu_untouched(make):
+    state = torch.cuda.get_rng_state()
+    make()[0]
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+
+
+def test_augmentation_does_not_depend_on_the_number_of_workers(make):
+    passes = []
+    for num_workers in (0, 2):
+        loader = training_loader(make(), batch_size=6, seed=5, num_workers=num_workers)
+        batches = []
+        for epoch in (0, 1, 2):  # workers live on: they must learn of the new epoch
+            start_epoch(loader, epoch)
+            batches += list(loader)
+        passes.append(batches)
+    assert len(passes[0]) == len(passes[1]) == 12
+    assert all(map(same, *passes))
+    assert not same(passes[0][0], passes[0][4])
+
+
+def test_start_epoch_reaches_the_augmentation(make):
+    loader, alone = training_loader(make(), batch_size=24, seed=0, num_workers=0), make()
+    for epoch in (0, 3):
+        start_epoch(loader, epoch)
+        alone.set_epoch(epoch)
+        for sample in map(Sample._make, zip(*next(iter(loader)), strict=True)):
+            assert same(sample, alone[int(sample.sample_index)])
+
+
+# ---- order -----------------------------------------------------------------------------------------------------------
+
+
+def test_order_depends_on_seed_and_epoch_alone(make):
+    dataset = make()
+    orders = {
+        (seed, epoch): order(training_loader(dataset, batch_size=4, seed=seed, num_workers=0), epoch)
+        for seed in (0, 1)
+        for epoch in (0, 1)
+    }
+    assert all(sorted(indices) == list(range(24)) for indices in orders.values())
+    assert orders[0, 0] != orders[0, 1] != orders[1, 1]
+    assert orders[0, 0] != orders[1, 0] != orders[1, 1]
+    torch.manual_seed(99)
+    loader = training_loader(make(), batch_size=12, seed=1, num_workers=0)
+    assert order(loader, 1) == orders[1, 1]  # without having been through epoch 0
+    assert order(loader, 0) == orders[1, 0]
+
+
+def test_order_of_one_seed_is_not_that_of_another_seed_an_epoch_later(make):
+    first, second = (training_loader(make(), batch_size=4, seed=seed, num_workers=0) for seed in (0, 1))
+    assert order(first, 1) != order(second, 0)
+
+
+def test_training_batches_have_equal_sizes(make):
+    loader = training_loader(make(10), batch_size=4, seed=0, num_workers=0)
+    assert [len(batch.sample_index) for batch in loader] == [4, 4]
+
+
+def test_fewer_images_than_a_batch_make_one_smaller_batch(make):
+    loader = training_loader(make(3), batch_size=8, seed=0, num_workers=0)
+    assert [len(batch.sample_index) for batch in loader] == [3]
+
+
+def test_ranks_share_the_images_out(make):
+    loaders = [training_loader(make(), batch_size=4, seed=0, num_workers=0, rank=rank, world_size=2) for rank in (0, 1)]
+    indices = [order(loader, 1) for loader in loaders]
+    assert [len(part) for part in indices] == [12, 12]
+    assert sorted(indices[0] + indices[1]) == list(range(24))
+
+
+def test_rank_with_fewer_images_than_a_batch_has_a_batch(make):
+    loader = training_loader(make(12), batch_size=8, seed=0, num_workers=0, rank=0, world_size=2)
+    assert [len(batch.sample_index) for batch in loader] == [6]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_evaluation_keeps_the_order_and_yields_every_image_once(make, num_workers):
+    dataset = make(10, horizontal_flip=0.0)
+    batches = list(evaluation_loader(dataset, batch_size=4, num_workers=num_workers))
+    assert [len(batch.sample_index) for batch in batches] == [4, 4, 2]
+    assert [index for batch in batches for index in batch.sample_index.tolist()] == list(range(10))
+    stacked = [torch.stack(parts) for parts in zip(*(dataset[index] for index in range(4)), strict=True)]
+    assert same(batches[0], Sample(*stacked))
+
+
+# ---- cache -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("horizontal_flip", [0.0, 0.5, 1.0])
+def test_cache_changes_nothing(make, horizontal_flip):
+    cached = make(horizontal_flip=horizontal_flip, cache_images=True)
+    uncached = make(horizontal_flip=horizontal_flip)
+    for epoch in (0, 1, 0):  # the cache must survive an augmented epoch
+        cached.set_epoch(epoch)
+        uncached.set_epoch(epoch)
+        assert all(same(cached[index], uncached[index]) for index in range(24))
+
+
+def test_cached_images_are_not_read_again(voc_root, make, refused):
+    cached, uncached = make(cache_images=True), make()
+    for image_id in IDS:
+        voc.image_path(voc_root, image_id).unlink()
+        voc.mask_path(voc_root, image_id).unlink()
+    assert cached[3].image.shape == (3, 6, 8)
+    assert str(voc.image_path(voc_root, "t3")) in refused(uncached.__getitem__, 3)

@@ -1,0 +1,328 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.data import voc
+from pipeline.data.manifest import (
+    ManifestRow,
+    build_manifest,
+    data_digest,
+    decode_image,
+    decode_mask,
+    pixel_label_subset,
+    read_manifest,
+)
+from pipeline.errors import PipelineError
+
+SPLITS = ("train", "val", "test")
+IDS = ["t0", "t1", "t2", "t3", "v0", "x0"]
+HEADER = "image_id,split,height,width,classes,contexts,pixel_label,digest\n"
+NAMES = ("cat", "dog", "fox")
+
+image_class_lists = st.lists(st.lists(st.sampled_from(NAMES), unique=True), max_size=30)
+
+
+def build(root: Path, *, fraction: float = 1.0, seed: int = 0):
+    return build_manifest(root, splits=SPLITS, pixel_label_fraction=fraction, seed=seed)
+
+
+def round_trip(root: Path, path: Path) -> list[ManifestRow]:
+    build(root).to_csv(path, index=False)
+    return read_manifest(path)
+
+
+# ---- what a manifest says --------------------------------------------------------------------------------------------
+
+
+def test_manifest_holds_the_documented_columns_and_one_row_per_image(voc_root):
+    manifest = build(voc_root)
+    described = ["image_id", "split", "height", "width", "classes", "contexts", "pixel_label", "digest"]
+    assert sorted(manifest.columns[:8]) == sorted(described)
+    assert list(manifest.columns[8:]) == ["pixels_background", "pixels_cat", "pixels_dog", "pixels_void"]
+    assert list(manifest["image_id"]) == IDS
+    assert list(manifest["split"]) == 4 * ["train"] + ["val", "test"]
+
+
+def test_manifest_counts_pixels(voc_root):
+    manifest = build(voc_root).set_index("image_id")
+    pixels = ["pixels_background", "pixels_cat", "pixels_dog", "pixels_void"]
+    assert {image_id: tuple(manifest.loc[image_id, pixels]) for image_id in IDS} == {
+        "t0": (34, 6, 0, 8),
+        "t1": (24, 0, 24, 0),
+        "t2": (46, 1, 1, 0),
+        "t3": (48, 0, 0, 0),
+        "v0": (0, 0, 1, 15),
+        "x0": (40, 8, 0, 0),
+    }
+
+
+def test_manifest_names_classes_contexts_and_sizes(voc_root):
+    manifest = build(voc_root)
+    assert list(manifest["classes"]) == ["cat", "dog", "cat dog", "", "dog", "cat"]
+    assert list(manifest["contexts"]) == ["cat", "cat dog", "", "", "", ""]
+    assert list(zip(manifest["width"], manifest["height"], strict=True)) == [*4 * [(8, 6)], (4, 4), (8, 6)]
+
+
+def test_only_training_images_with_a_class_may_guide_attention(voc_root):
+    assert list(build(voc_root)["pixel_label"]) == [True, True, True, False, False, False]
+    assert not build(voc_root, fraction=0.0)["pixel_label"].any()
+    assert build(voc_root, fraction=0.5)["pixel_label"].sum() == 2
+
+
+def test_splits_are_read_in_the_order_asked_for(voc_root):
+    manifest = build_manifest(voc_root, splits=("test", "train"), pixel_label_fraction=1.0, seed=0)
+    assert list(manifest["image_id"]) == ["x0", "t0", "t1", "t2", "t3"]
+
+
+def test_progress_is_reported_once_per_image(voc_root):
+    reports: list[int] = []
+    build_manifest(
+        voc_root, splits=SPLITS, pixel_label_fraction=0.0, seed=0, on_image=lambda: reports.append(len(reports))
+    )
+    assert len(reports) == 6
+
+
+def test_manifest_survives_the_file(voc_root, tmp_path):
+    rows = round_trip(voc_root, tmp_path / "manifest.csv")
+    assert [row.image_id for row in rows] == IDS
+    assert rows[1] == ManifestRow("t1", "train", 6, 8, ("dog",), ("cat", "dog"), True, rows[1].digest)
+    assert rows[2] == ManifestRow("t2", "train", 6, 8, ("cat", "dog"), (), True, rows[2].digest)
+    assert rows[3] == ManifestRow("t3", "train", 6, 8, (), (), False, rows[3].digest)
+    assert rows[4] == ManifestRow("v0", "val", 4, 4, ("dog",), (), False, rows[4].digest)
+    assert [row.digest for row in rows] == list(build(voc_root)["digest"])
+
+
+def test_class_named_na_survives_the_file(voc_root, tmp_path):
+    (voc_root / "classes.txt").write_text("NA\nnan\n")
+    assert round_trip(voc_root, tmp_path / "manifest.csv")[2].classes == ("NA", "nan")
+
+
+def test_digest_follows_every_pixel(voc_root, tmp_path):
+    before = round_trip(voc_root, tmp_path / "manifest.csv")
+    assert round_trip(voc_root, tmp_path / "manifest.csv") == before
+    mask = decode_mask(voc.mask_path(voc_root, "t1"))
+    mask[5, 7] = 1
+    Image.fromarray(mask).save(voc.mask_path(voc_root, "t1"))
+    image = decode_image(voc.image_path(voc_root, "x0"))
+    image[0, 0] = 255 - image[0, 0]
+    Image.fromarray(image).save(voc.image_path(voc_root, "x0"), quality=95)
+    after = round_trip(voc_root, tmp_path / "manifest.csv")
+    changed = [old.image_id for old, new in zip(before, after, strict=True) if old.digest != new.digest]
+    assert changed == ["t1", "x0"]
+    assert data_digest(before) != data_digest(after)
+    assert data_digest(before[2:5]) == data_digest(after[2:5])
+
+
+def test_data_digest_depends_on_ids_digests_and_their_number():
+    def row(image_id: str, digest: str) -> ManifestRow:
+        return ManifestRow(image_id, "train", 6, 8, (), (), False, digest)
+
+    rows = [row("a", "0"), row("b", "1")]
+    others = (rows[:1], [row("a", "0"), row("c", "1")], [row("a", "0"), row("b", "2")], [])
+    assert data_digest(rows) == data_digest(list(rows))
+    assert len({data_digest(rows), *map(data_digest, others)}) == 5
+
+
+# ---- bad data --------------------------------------------------------------------------------------------------------
+
+
+def test_missing_split_is_named(voc_root, refused):
+    voc.split_path(voc_root, "val").unlink()
+    assert refused(build, voc_root).startswith(f"{voc.split_path(voc_root, 'val')}: missing")
+
+
+def test_empty_split_is_named(voc_root, refused):
+    voc.split_path(voc_root, "test").write_text("\n")
+    assert refused(build, voc_root).startswith(f"{voc.split_path(voc_root, 'test')}: empty")
+
+
+def test_id_listed_twice_is_named(voc_root, refused):
+    voc.split_path(voc_root, "train").write_text("t0\nt1\nt1\n")
+    message = refused(build, voc_root)
+    assert message == f"{voc.split_path(voc_root, 'train')}: t1 is listed twice; remove one"
+
+
+def test_image_in_two_splits_is_named_with_both(voc_root, refused):
+    voc.split_path(voc_root, "test").write_text("x0\nt2\n")
+    message = refused(build, voc_root)
+    assert message == f"{voc.split_path(voc_root, 'test')}: t2 is in the split 'train' too; splits must be disjoint"
+
+
+def test_image_without_mask_is_named(voc_root, refused):
+    path = voc.mask_path(voc_root, "v0")
+    path.unlink()
+    assert refused(build, voc_root).startswith(f"{path}: mask missing; a split lists it")
+
+
+def test_mask_without_image_is_named(voc_root, refused):
+    path = voc.image_path(voc_root, "v0")
+    path.unlink()
+    assert refused(build, voc_root).startswith(f"{path}: image missing; a split lists it")
+
+
+def test_mask_of_another_size_is_named_with_both_sizes(voc_root, refused):
+    path = voc.mask_path(voc_root, "t1")
+    Image.fromarray(np.zeros((8, 6), np.uint8)).save(path)
+    assert refused(build, voc_root) == f"{path}: mask is 6x8 pixels, its image 8x6; they must be equal"
+
+
+@pytest.mark.parametrize("value", [3, 254])
+def test_undeclared_class_is_named(voc_root, refused, value):
+    path = voc.mask_path(voc_root, "x0")
+    mask = decode_mask(path)
+    mask[5, 7] = value
+    Image.fromarray(mask).save(path)
+    message = refused(build, voc_root)
+    assert message.startswith(f"{path}: class value {value} is undeclared; classes.txt names 2 classes")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "1", "I;16"])
+def test_mask_that_is_no_class_map_is_named_with_its_mode(voc_root, refused, mode):
+    path = voc.mask_path(voc_root, "t0")
+    Image.new(mode, (8, 6)).save(path)
+    assert refused(build, voc_root) == f"{path}: mask has mode {mode}; expected a palette or 8-bit grey PNG"
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("role", ["image", "mask"])
+def test_truncated_file_is_named(voc_root, refused, role, kept):
+    path = {"image": voc.image_path, "mask": voc.mask_path}[role](voc_root, "t2")
+    data = path.read_bytes()
+    cut = len(data) if role == "image" else data.index(b"IEND") - 8  # decoding a PNG needs no more than its pixels
+    path.write_bytes(data[: int(kept * cut)])
+    assert refused(build, voc_root).startswith(f"{path}: {role} cannot be decoded (")
+
+
+@given(data=st.data())
+def test_damaged_file_is_either_decoded_or_refused_by_name(tmp_path_factory, data):
+    """No flipped byte makes a traceback."""
+    folder = tmp_path_factory.mktemp("damaged")
+    path, decode = data.draw(st.sampled_from([(folder / "a.jpg", decode_image), (folder / "a.png", decode_mask)]))
+    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8)).save(path)
+    content = bytearray(path.read_bytes())
+    position = data.draw(st.integers(0, len(content) - 1))
+    content[position] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content)
+    try:
+        assert decode(path).dtype == np.uint8
+    except PipelineError as error:
+        assert str(error).startswith(f"{path}: ")
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(("position", "bits"), [(11, 1), (36, 16)])  # ValueError and SyntaxError in Pillow
+def test_png_with_a_wrong_chunk_length_is_named(tmp_path, refused, position, bits):
+    path = tmp_path / "a.png"
+    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8)).save(path)
+    content = bytearray(path.read_bytes())
+    content[position] ^= bits
+    path.write_bytes(content)
+    assert refused(decode_mask, path).startswith(f"{path}: mask cannot be decoded (")
+
+
+def test_text_in_place_of_an_image_is_named(voc_root, refused):
+    path = voc.image_path(voc_root, "t0")
+    path.write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert refused(build, voc_root).startswith(f"{path}: image cannot be decoded (")
+
+
+# ---- decoding --------------------------------------------------------------------------------------------------------
+
+
+def test_image_decodes_to_rgb(voc_root, tmp_path):
+    image = decode_image(voc.image_path(voc_root, "t0"))
+    assert (image.shape, image.dtype) == ((6, 8, 3), np.uint8)
+    Image.new("RGB", (8, 6), (250, 10, 20)).save(tmp_path / "red.png")
+    assert decode_image(tmp_path / "red.png")[5, 7].tolist() == [250, 10, 20]
+    Image.new("L", (8, 6), 77).save(tmp_path / "grey.png")
+    assert np.array_equal(decode_image(tmp_path / "grey.png"), np.full((6, 8, 3), 77))
+
+
+def test_palette_and_grey_masks_decode_alike(voc_root, tmp_path):
+    mask = decode_mask(voc.mask_path(voc_root, "t0"))
+    assert (mask.shape, mask.dtype) == ((6, 8), np.uint8)
+    assert mask.tolist() == 2 * [[1, 1, 1, 0, 0, 0, 0, 0]] + 3 * [8 * [0]] + [8 * [255]]
+    Image.fromarray(mask).save(tmp_path / "grey.png")
+    assert np.array_equal(decode_mask(tmp_path / "grey.png"), mask)
+
+
+# ---- which images keep their pixel labels ----------------------------------------------------------------------------
+
+
+@given(image_class_lists, st.floats(0, 1), st.floats(0, 1), st.integers(0, 9))
+def test_subsets_are_sorted_nested_and_without_empty_images(image_classes, one, other, seed):
+    small, large = sorted((one, other))
+    chosen = [pixel_label_subset(image_classes, NAMES, fraction=f, seed=seed) for f in (small, large)]
+    assert set(chosen[0]) <= set(chosen[1])
+    for subset, fraction in zip(chosen, (small, large), strict=True):
+        assert subset == sorted(set(subset))
+        assert all(image_classes[position] for position in subset)
+        available = sum(map(bool, image_classes))
+        wanted = max(1, round(fraction * len(image_classes))) if fraction > 0 else 0
+        assert len(subset) == min(available, wanted)
+
+
+@given(image_class_lists, st.integers(0, 9))
+def test_fraction_zero_keeps_none_and_one_keeps_all_that_show_a_class(image_classes, seed):
+    assert pixel_label_subset(image_classes, NAMES, fraction=0.0, seed=seed) == []
+    everything = [position for position, classes in enumerate(image_classes) if classes]
+    assert pixel_label_subset(image_classes, NAMES, fraction=1.0, seed=seed) == everything
+
+
+@given(st.lists(st.sampled_from(NAMES), min_size=1, max_size=40), st.floats(0, 1), st.integers(0, 9))
+def test_no_class_is_behind_by_more_than_one_image_while_it_has_more(image_classes, fraction, seed):
+    chosen = pixel_label_subset([[name] for name in image_classes], NAMES, fraction=fraction, seed=seed)
+    counts = {name: sum(image_classes[position] == name for position in chosen) for name in NAMES}
+    for name in NAMES:
+        assert counts[name] >= min(image_classes.count(name), max(counts.values()) - 1)
+
+
+def test_rare_class_gets_its_label_first():
+    image_classes = 90 * [["cat"]] + 9 * [["dog"]] + [["fox"]]
+    chosen = pixel_label_subset(image_classes, NAMES, fraction=0.03, seed=0)
+    assert [image_classes[position] for position in chosen] == [["cat"], ["dog"], ["fox"]]
+
+
+def test_choice_depends_on_the_seed_alone():
+    image_classes = [[NAMES[position % 3]] for position in range(60)]
+    choices = [pixel_label_subset(image_classes, NAMES, fraction=0.2, seed=seed) for seed in (0, 1, 2, 0)]
+    assert choices[0] == choices[3]
+    assert len({tuple(choice) for choice in choices}) == 3
+
+
+def test_smallest_fraction_keeps_one_image():
+    assert len(pixel_label_subset(20 * [["cat"]], NAMES, fraction=1.0e-6, seed=0)) == 1
+
+
+# ---- broken manifests ------------------------------------------------------------------------------------------------
+
+
+def test_missing_manifest_says_how_to_get_it(tmp_path, refused):
+    path = tmp_path / "manifest.csv"
+    assert refused(read_manifest, path) == f"{path}: missing; it lists the images; run `dvc repro prepare`"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"a,b\n1,2\n",
+        HEADER.replace("digest", "hash").encode() + b"a,train,6,8,cat,cat,True,00\n",
+        HEADER.encode() + b"a,train,six,8,cat,cat,True,00\n",
+        HEADER.encode() + b"a,train\n",
+        HEADER.encode() + b"\xff,train,6,8,cat,cat,True,00\n",
+        HEADER.encode() + b"a,train,6,8,\n",
+        HEADER.encode() + b"a,train,6,8,cat,cat\n",
+        HEADER.encode() + b"a,train,6,8,cat,cat,true,00\n",
+        b"",
+    ],
+)
+def test_broken_manifest_is_named(tmp_path, refused, content):
+    path = tmp_path / "manifest.csv"
+    path.write_bytes(content)
+    message = refused(read_manifest, path)
+    assert message.startswith(f"{path}: not a manifest (")
+    assert message.endswith("run `dvc repro --force prepare`")

@@ -1,0 +1,39 @@
+import pytest
+import torch
+
+from pipeline.devices import choose_device
+from pipeline.errors import PipelineError
+
+
+@pytest.fixture
+def without_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+def test_auto_says_what_it_chose(without_gpu):
+    device = choose_device("auto", "auto")
+    assert (device.accelerator, device.precision) == ("cpu", "32-true")
+    assert device.reason == f"cpu, {torch.get_num_threads()} threads, 32-true (asked for: auto)"
+    assert device.torch_device == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["cuda", "mps"])
+def test_missing_device_is_an_error_never_a_fall_back(without_gpu, name):
+    with pytest.raises(PipelineError, match=rf"runtime\.device: {name} is not available .*set device: cpu") as error:
+        choose_device(name, "auto")
+    assert torch.__version__ in str(error.value)
+
+
+def test_half_precision_needs_a_gpu():
+    with pytest.raises(PipelineError, match=r"runtime\.precision: 16-mixed needs a GPU"):
+        choose_device("cpu", "16-mixed")
+    assert choose_device("cpu", "bf16-mixed").precision == "bf16-mixed"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_auto_prefers_cuda_in_bfloat16_where_the_hardware_has_it():
+    device = choose_device("auto", "auto")
+    assert device.accelerator == "cuda"
+    assert device.precision == ("bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true")
+    assert torch.cuda.get_device_name() in device.reason

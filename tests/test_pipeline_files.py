@@ -1,0 +1,121 @@
+"""dvc.yaml, dvc.lock, params.yaml and README.md say the truth about the code."""
+
+import ast
+import hashlib
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.evaluation import results_table
+
+REPOSITORY = Path(__file__).parents[1]
+DVC = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())
+# They change what is watched, recorded or shipped, never a result.
+NO_RESULT = {"pipeline.tracking", "pipeline.sender", "pipeline.progress"}
+PICTURES = {"pipeline.panels", "pipeline.visualization"}  # a result of evaluate alone
+
+
+def module_path(name: str) -> Path | None:
+    base = REPOSITORY / name.replace(".", "/")
+    return next((p for p in (base.with_suffix(".py"), base / "__init__.py") if p.exists()), None)
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of this project that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in found if name.split(".")[0] in ("pipeline", "stages") and module_path(name)}
+
+
+def closure(name: str, without: set[str]) -> set[Path]:
+    seen: set[str] = set()
+    queue = [name]
+    while queue:
+        module = queue.pop()
+        if module in seen or module in without:
+            continue
+        seen.add(module)
+        queue += imports(module_path(module))
+    paths = {module_path(module) for module in seen}
+    # A package's own file holds a docstring, save for stages, which holds the paths.
+    return {p for p in paths if p.name != "__init__.py" or p.parent.name == "stages"}
+
+
+@pytest.mark.parametrize("stage", DVC["stages"])
+def test_stage_dependencies_are_the_modules_that_it_imports(stage):
+    without = NO_RESULT | (PICTURES if stage in ("pretrain", "classify", "finetune") else set())
+    expected = closure(f"stages.{stage}", without)
+    if stage == "register":
+        expected |= closure("pipeline.serving", without)  # shipped as a file, not imported
+    listed = {dependency for dependency in DVC["stages"][stage]["deps"] if dependency.endswith(".py")}
+    assert listed == {str(path.relative_to(REPOSITORY)) for path in expected}
+
+
+def test_every_stage_has_its_script_its_section_and_nothing_else():
+    stages = list(DVC["stages"])
+    assert stages == ["download", "prepare", "pretrain", "classify", "finetune", "evaluate", "register"]
+    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    for profile in params["profiles"].values():
+        assert set(stages) <= set(profile)
+        assert set(profile) - set(stages) == {"runtime", "resources", "model"}
+
+
+def test_variants_of_dvc_are_the_variants_of_every_profile():
+    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    for profile in params["profiles"].values():
+        assert list(profile["finetune"]["variants"]) == DVC["stages"]["finetune"]["matrix"]["variant"]
+
+
+def test_lock_belongs_to_the_committed_code():
+    """dvc.lock's digests of code are those of the code: its results were made by what is here."""
+    lock = yaml.safe_load((REPOSITORY / "dvc.lock").read_text())
+    files = {d["path"]: d["md5"] for s in lock["stages"].values() for d in s["deps"] if d["path"].endswith(".py")}
+    assert files
+    changed = [p for p, md5 in files.items() if hashlib.md5((REPOSITORY / p).read_bytes()).hexdigest() != md5]
+    assert not changed, "run `make repro` and commit dvc.lock and reports/evaluate/metrics.json"
+
+
+def test_lock_belongs_to_the_committed_parameters():
+    lock = yaml.safe_load((REPOSITORY / "dvc.lock").read_text())
+    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    for stage in lock["stages"].values():
+        for key, used in stage["params"]["params.yaml"].items():
+            value = params
+            for part in key.split("."):
+                value = value[part]
+            assert value == used, f"{key}: run `make repro` and commit dvc.lock"
+
+
+def committed(path: str) -> str:
+    result = subprocess.run(
+        ["git", "show", f"HEAD:{path}"], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    if result.returncode:
+        pytest.skip(f"{path} is not committed")
+    return result.stdout
+
+
+def test_readme_table_is_the_committed_metrics():
+    """Read from the commit: a checkout whose metrics another machine has made anew is no less true."""
+    readme, metrics = committed("README.md"), json.loads(committed("reports/evaluate/metrics.json"))
+    table = re.search(r"<!-- results -->\n(.*?)\n<!-- /results -->", readme, re.DOTALL)
+    assert table is not None
+    assert table[1].strip() == results_table(metrics)
+
+
+def test_readme_tree_names_every_file():
+    tree = re.search(r"## The tree\n.*?```\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    assert tree is not None
+    for folder in ("pipeline", "stages"):
+        for path in (REPOSITORY / folder).rglob("*.py"):
+            if path.name != "__init__.py":
+                assert path.name in tree[1], f"{path.relative_to(REPOSITORY)} is missing from the tree in README.md"
