@@ -67,7 +67,7 @@ class TrainingProgress:
         self._bar.advance(self._task)
         if time.monotonic() - self._refreshed > REFRESH_SECONDS:
             self._refreshed = time.monotonic()
-            text = "  ".join(f"{name} {float(loss):.3f}" for name, loss in losses.items())
+            text = "  ".join(f"{name} {loss.item():.3f}" for name, loss in losses.items())
             self._bar.update(self._task, losses=text)
 
     def epoch(self, epoch: int, row: Mapping[str, float]) -> None:

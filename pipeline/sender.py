@@ -5,6 +5,7 @@ line names a spool to send from now on, and the end of input says that the stage
 """
 
 import json
+import logging
 import os
 import shutil
 import sys
@@ -27,7 +28,11 @@ DEFAULT_URI = "sqlite:///mlflow.db"  # what a bare `mlflow ui` in the repository
 RETRY_SECONDS = 5.0
 POLL_SECONDS = 0.1
 # MLflow's own defaults let an unreachable server block a call for four minutes.
-HTTP_LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
 
 
 def tracking_uri() -> str:
@@ -37,11 +42,12 @@ def tracking_uri() -> str:
 
 def connect() -> tuple["MlflowClient", str]:
     """A client and the id of this project's experiment, created if need be."""
-    for name, value in HTTP_LIMITS.items():
+    for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     from filelock import FileLock
     from mlflow import MlflowClient, set_tracking_uri
 
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
     set_tracking_uri(tracking_uri())
     SPOOLS.mkdir(exist_ok=True)
     # Two processes that create the database at the same time break each other.
@@ -75,7 +81,7 @@ class Spool:
         self.folder = folder
         self.header = json.loads((folder / "header.json").read_text(encoding="utf-8"))
         state = folder / "state.json"
-        self.state: dict[str, Any] = {"run_id": None, "sent": 0}
+        self.state: dict[str, Any] = {"run_id": None, "reopened": False, "sent": 0}
         if state.exists():
             self.state = json.loads(state.read_text(encoding="utf-8"))
         self.finished = False
@@ -97,20 +103,20 @@ class Spool:
         """Mark the run finished, or killed until it is resumed; a finished spool is deleted."""
         if self._monitor is not None:
             self._monitor.finish()
-        if self.header["weights_sha256"] is None:
+        if not self.state["reopened"]:
             client.set_terminated(self.state["run_id"], "FINISHED" if self.finished else "KILLED")
         if self.finished:
             shutil.rmtree(self.folder)
         self._lock.release()
 
     def _open_run(self, client: "MlflowClient", experiment_id: str) -> None:
-        reopened = self.header["weights_sha256"]
+        weights_sha256 = self.header["weights_sha256"]
         if self.state["run_id"] is None:
-            run_id = find_run(client, experiment_id, reopened) if reopened else None
-            self._save(run_id=run_id or self._create_run(client, experiment_id))
-        elif not reopened:
+            run_id = find_run(client, experiment_id, weights_sha256) if weights_sha256 else None
+            self._save(run_id=run_id or self._create_run(client, experiment_id), reopened=run_id is not None)
+        elif not self.state["reopened"]:
             client.update_run(self.state["run_id"], status="RUNNING")
-        if not reopened:
+        if not self.state["reopened"]:
             self._monitor = start_system_metrics(self.state["run_id"])
         self._opened = True
 
@@ -246,9 +252,6 @@ def send_waiting() -> None:
 
 def main() -> int:
     """Send what is named on standard input, then what waits from earlier."""
-    import logging
-
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
     if not send_all(Inbox()):
         return 1
     send_waiting()

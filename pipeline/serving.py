@@ -28,7 +28,7 @@ class GuidedSegmentation(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         model, self.class_names = load_weights(context.artifacts["weights"])
         self.model = model.to(self.device).eval()
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    def predict(self, model_input: pd.DataFrame) -> pd.DataFrame:
         """Columns class_probs (name to probability), segmentation (base64 palette PNG of class values) and attention
         (base64 grey PNG, 0 to 255, by name of each predicted class), all at the size of the image."""
         return pd.DataFrame([self._predict_one(encoded) for encoded in model_input["image"]])

@@ -67,7 +67,6 @@ def fit(
     scheduler = learning_rate_schedule(optimizer, options.num_epochs * len(loader), options.warmup_fraction)
     history, selected_state = History(), None
     guided, fabric_optimizer = fabric.setup(network, optimizer)
-    batches = fabric.setup_dataloaders(loader, use_distributed_sampler=False)
     if (state := checkpoint.load()) is not None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -84,7 +83,7 @@ def fit(
             start_epoch(loader, epoch)
             training_mode(model, frozen=options.frozen, update_batch_norm=options.update_batch_norm)
             means = _train_one_epoch(
-                fabric, guided, batches, fabric_optimizer, scheduler,
+                fabric, guided, loader, fabric_optimizer, scheduler,
                 needs=needs, loss_weights=loss_weights, max_gradient_norm=options.max_gradient_norm,
                 ramp_steps=ramp_fraction * options.num_epochs * len(loader), epoch=epoch, progress=progress,
             )  # fmt: skip
@@ -116,7 +115,7 @@ def fit(
 def _train_one_epoch(
     fabric: Fabric,
     guided: Any,
-    batches: Any,
+    loader: DataLoader[Sample],
     optimizer: Any,
     scheduler: LambdaLR,
     *,
@@ -128,13 +127,15 @@ def _train_one_epoch(
     progress: TrainingProgress,
 ) -> Row:
     sums: dict[str, Tensor] = {}
-    for step, batch in enumerate(batches):
+    # Not through Fabric's loader: it would shuffle by the number of passes made, which a resumed process counts anew.
+    for step, batch in enumerate(map(fabric.to_device, loader)):
+        learning_rate = float(scheduler.get_last_lr()[0])
         ramp = min(1.0, (scheduler.last_epoch + 1) / max(ramp_steps, 1.0))
         image = batch.image.contiguous(memory_format=torch.channels_last)
         output = guided(image, batch.image_labels, needs)
         losses = compute_losses(output, batch, needs, guided.model.padding)
         total = weighted_sum(losses, loss_weights, ramp)
-        check_finite(total, losses, epoch=epoch + 1, step=step + 1, learning_rate=float(scheduler.get_last_lr()[0]))
+        check_finite(total, losses, epoch=epoch + 1, step=step + 1, learning_rate=learning_rate)
         fabric.backward(total)
         norm = fabric.clip_gradients(guided, optimizer, max_norm=max_gradient_norm, error_if_nonfinite=False)
         optimizer.step()
@@ -147,8 +148,8 @@ def _train_one_epoch(
         for name, value in record.items():
             sums[name] = sums.get(name, torch.zeros_like(value)) + value
         progress.step(losses)
-    means = {name: float(value) / len(batches) for name, value in sums.items()}
-    return {**means, "train/learning_rate": float(scheduler.get_last_lr()[0])}
+    means = {name: float(value) / len(loader) for name, value in sums.items()}
+    return {**means, "train/learning_rate": learning_rate}
 
 
 def check_finite(total: Tensor, losses: Mapping[str, Tensor], *, epoch: int, step: int, learning_rate: float) -> None:
@@ -158,7 +159,7 @@ def check_finite(total: Tensor, losses: Mapping[str, Tensor], *, epoch: int, ste
         PipelineError: naming epoch, step, learning rate and every loss.
     """
     if not torch.isfinite(total):
-        values = ", ".join(f"{name} = {float(loss):.4g}" for name, loss in losses.items())
+        values = ", ".join(f"{name} = {loss.item():.4g}" for name, loss in losses.items())
         raise PipelineError(
             f"loss is not finite at epoch {epoch}, step {step}: {values}; "
             f"lower learning_rate (now {learning_rate:.3g}) or max_gradient_norm in params.yaml"

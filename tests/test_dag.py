@@ -114,8 +114,8 @@ def test_runs_are_in_mlflow_with_training_and_test_scores(repro, monkeypatch):
     assert {"loss/external_supervision", "val/mean_iou", "test/attention_iou"} <= set(run.data.metrics)
     assert run.data.params["finetune.loss_weights.external_supervision"] == "10.0"
     images = [f.path for f in client.list_artifacts(run.info.run_id, "images")]
-    assert any("attention%step%2" in path for path in images)
-    assert any("panels%step%0" in path for path in images)
+    assert any("attention+step+2" in path for path in images)
+    assert any("panels+step+0" in path for path in images)
 
 
 def test_challenger_answers(repro, monkeypatch):

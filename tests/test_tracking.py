@@ -73,7 +73,7 @@ def test_everything_recorded_arrives(workplace):
     assert run.inputs.dataset_inputs[0].dataset.digest == ("0123456789" * 7)[:36]
     assert [f.path for f in client.list_artifacts(run.info.run_id, "tables")] == ["tables/curves.csv"]
     images = [f.path for f in client.list_artifacts(run.info.run_id, "images") if f.path.endswith(".png")]
-    assert sorted(path.split("%step%")[1][0] for path in images) == ["1", "2", "3"]
+    assert sorted(path.split("+step+")[1][0] for path in images) == ["1", "2", "3"]
     assert not (SPOOLS / "complete").exists()
 
 

@@ -149,7 +149,7 @@ def test_guidance_moves_attention_into_the_mask(tiny_model, batch):
 
     def inside() -> float:
         attention = network(batch.image, batch.image_labels, needs).attention
-        return float((attention * mask).sum() / attention.sum())
+        return ((attention * mask).sum() / attention.sum()).item()
 
     before = inside()
     for _ in range(30):
