@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro test bench format ui lock clean
+.PHONY: help repro test bench docs format ui lock clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -17,10 +17,13 @@ test: $(BIN)/.installed ## lint, types, import contract, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile # one thread each: the two share the cores
 
 bench: $(BIN)/.installed ## time and memory of the pipeline in a fresh clone of the commit
 	$(BIN)/python -m benchmarks.repro
+
+docs: $(BIN)/.installed ## the README's table and pictures, from the last `make repro`
+	$(BIN)/python -m docs.build
 
 format: $(BIN)/.installed ## format the code and fix what ruff can
 	$(BIN)/ruff format .
