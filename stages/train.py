@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lightning_fabric import Fabric
+from torch.utils.data import DataLoader
 
 from pipeline.checkpoints import CheckpointFile, fingerprint
 from pipeline.config import Attention, Params, Training
-from pipeline.data.loading import SegmentationDataset, evaluation_loader, training_loader
+from pipeline.data.loading import Sample, SegmentationDataset, evaluation_loader, training_loader
 from pipeline.data.manifest import ManifestRow, data_digest, read_manifest
 from pipeline.data.voc import read_class_names
 from pipeline.devices import choose_device, make_deterministic
@@ -104,7 +105,9 @@ def guided_network(model: FCN8s, attention: Attention) -> GuidedNetwork:
     return GuidedNetwork(model, **attention.model_dump(exclude={"ramp_fraction"}))
 
 
-def _data(params: Params, options: Training, rows: list[ManifestRow], num_classes: int):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _data(
+    params: Params, options: Training, rows: list[ManifestRow], num_classes: int
+) -> tuple[DataLoader[Sample], SegmentationDataset]:
     resources = params.profile.resources
     train_set, val_set = (
         SegmentationDataset(

@@ -69,6 +69,12 @@ def test_every_stage_has_its_script_its_section_and_nothing_else():
         assert set(profile) - set(stages) == {"runtime", "resources", "model"}
 
 
+def test_params_have_no_aliases():
+    """`dvc exp run -S` writes every profile back; through an alias, another profile's old value would win."""
+    events = yaml.parse((REPOSITORY / "params.yaml").read_text())
+    assert not [event for event in events if isinstance(event, yaml.AliasEvent)]
+
+
 def test_variants_of_dvc_are_the_variants_of_every_profile():
     params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     for profile in params["profiles"].values():

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from pipeline.data import voc
@@ -136,8 +136,9 @@ def evaluation_loader(dataset: SegmentationDataset, *, batch_size: int, num_work
     return DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, pin_memory=torch.cuda.is_available())
 
 
-def _training_transform(horizontal_flip: float):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _training_transform(horizontal_flip: float) -> nn.Module:
     # Imported here: evaluation needs no augmentation, and the import takes seconds.
     from torchvision.transforms import v2
 
-    return v2.RandomHorizontalFlip(p=horizontal_flip)
+    flip: nn.Module = v2.RandomHorizontalFlip(p=horizontal_flip)
+    return flip
