@@ -223,8 +223,7 @@ def send_all(inbox: Inbox) -> bool:
             continue
         except Exception as error:  # a tracking server can fail in any way
             if not warned:
-                reason = " ".join(str(error).split())[:200]
-                print(f"warning: MLflow at {tracking_uri()}: {reason}; {WAITING}", file=sys.stderr, flush=True)
+                _warn(error)
                 warned = True
             if last:
                 return False
@@ -235,27 +234,36 @@ def send_all(inbox: Inbox) -> bool:
         time.sleep(POLL_SECONDS)
 
 
-def send_waiting() -> None:
+def send_waiting() -> bool:
     """Send the finished spools that earlier senders could not; those that another sender has are left to it."""
     from filelock import Timeout
 
-    for events in sorted(SPOOLS.glob("*/events.jsonl")):
-        if '"kind": "finish"' in events.read_text(encoding="utf-8"):
-            client, experiment_id = connect()
+    finished = [path for path in sorted(SPOOLS.glob("*/events.jsonl")) if '"kind": "finish"' in path.read_text("utf-8")]
+    if not finished:
+        return True
+    try:
+        client, experiment_id = connect()
+        for events in finished:
             try:
                 spool = Spool(events.parent)
             except Timeout:
                 continue
             spool.send(client, experiment_id)
             spool.close(client)
+    except Exception as error:  # a tracking server can fail in any way
+        _warn(error)
+        return False
+    return True
 
 
 def main() -> int:
     """Send what is named on standard input, then what waits from earlier."""
-    if not send_all(Inbox()):
-        return 1
-    send_waiting()
-    return 0
+    return 0 if send_all(Inbox()) and send_waiting() else 1
+
+
+def _warn(error: Exception) -> None:
+    reason = " ".join(str(error).split())[:200]
+    print(f"warning: MLflow at {tracking_uri()}: {reason}; {WAITING}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +29,9 @@ from pipeline.files import write_json
 SPOOLS = Path(".tracking")
 WEIGHTS_TAG = "weights_sha256"  # names the weights that a run produced; evaluation and registration find it by this
 FINISH_SECONDS = 60.0  # how long a finished stage waits for its sender
+WAITING = (
+    f"what was missed waits in {SPOOLS} for the next stage or `python -m pipeline.sender`; CSV and JSON are complete"
+)
 
 
 class Tracking:
@@ -107,8 +111,9 @@ class Tracker:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if error is None:
-            self._record("finish", status="FINISHED")
-        self._events.close()
+            self._record("finish")
+        with suppress(OSError):  # on a full disk, what could not be written has been warned of
+            self._events.close()
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Values of one epoch, or of one test (step 0)."""
@@ -175,8 +180,3 @@ def source_tags() -> dict[str, str]:
         "prefect_flow_run": os.environ.get("PREFECT__FLOW_RUN_ID", ""),
     }
     return {name: value for name, value in tags.items() if value}
-
-
-WAITING = (
-    f"what was missed waits in {SPOOLS} for the next stage or `python -m pipeline.sender`; CSV and JSON are complete"
-)

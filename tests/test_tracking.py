@@ -133,5 +133,17 @@ def test_line_cut_short_by_a_kill_is_dropped(workplace):
     assert [m.step for m in client.get_metric_history(run.info.run_id, "loss/total")] == [1, 2]
 
 
+def test_full_disk_costs_one_warning(workplace, capfd):
+    """Writing to /dev/full fails as a full disk does; neither the record nor its end stops a training."""
+    with Tracking() as tracking, Tracker(tracking, "full", run_name="full") as tracker:
+        tracker._events.close()
+        tracker._events = Path("/dev/full").open("a")  # noqa: SIM115 -- the tracker closes it
+        tracker.log_metrics({"loss/total": 1.0}, step=1)
+        tracker.log_metrics({"loss/total": 0.5}, step=2)
+    warnings = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: .tracking/full")]
+    assert len(warnings) == 1
+    assert "No space left" in warnings[0]
+
+
 def test_parameters_are_flat():
     assert flatten({"a": {"b": {"c": 1}, "d": [1, 2]}, "e": None}) == {"a.b.c": "1", "a.d": "[1, 2]", "e": "None"}
