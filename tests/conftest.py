@@ -33,7 +33,7 @@ def tiny_model() -> Callable[..., FCN8s]:
 
 @pytest.fixture
 def batch() -> Sample:
-    """Four 48x40 images: one class, two classes, none, all three; the first two carry pixel labels."""
+    """Four 48x40 images: one class, two classes, none, all three; guidance knows the first two."""
     image = torch.randn(4, 3, 48, 40)
     target = torch.zeros(4, 48, 40, dtype=torch.int64)
     target[0, 8:24, 8:24] = 1
@@ -41,7 +41,9 @@ def batch() -> Sample:
     target[3, :10], target[3, 20:30], target[3, 40:] = 1, 2, 3
     target[0, 7, 8:24] = 255
     labels = torch.tensor([[1, 0, 0], [0, 1, 1], [0, 0, 0], [1, 1, 1]]).float()
-    return Sample(image, target, labels, torch.tensor([True, True, False, False]), torch.arange(4))
+    guidance = target.to(torch.uint8)
+    guidance[2:] = 255
+    return Sample(image, target, guidance, labels, torch.arange(4))
 
 
 @pytest.fixture(scope="session")

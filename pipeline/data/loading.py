@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from pipeline.data import voc
+from pipeline.data.guidance import Guidance
 from pipeline.data.manifest import ManifestRow, decode_image, decode_mask
 
 # Mean and standard deviation of ImageNet in RGB, the convention of torchvision's VGG16 weights.
@@ -22,8 +23,8 @@ class Sample(NamedTuple):
 
     image: Tensor  # (3, H, W) float32, RGB in [0, 1] minus RGB_MEAN over RGB_STD: 0 is the data mean
     target: Tensor  # (H, W) int64: 0 background, 1..C, 255 void
+    guidance: Tensor  # (H, W) uint8, what external supervision compares attention with: class values, 255 unknown
     image_labels: Tensor  # (C,) float32 multi-hot: set(target) - {0, 255}
-    pixel_label: Tensor  # () bool: whether the mask may guide attention
     sample_index: Tensor  # () int64: position in the data set
 
 
@@ -33,9 +34,10 @@ class SegmentationDataset(Dataset[Sample]):
     Args:
         rows: manifest rows, one per image.
         num_foreground_classes: C.
-        horizontal_flip: probability of mirroring an image and its mask.
+        horizontal_flip: probability of mirroring an image, its mask and its guidance.
         seed: with the epoch and the index, decides every random choice, whatever process loads the image.
         cache_images: decode each file once and keep it in memory as uint8.
+        guidance: of the same rows; without it, external supervision knows nothing of any image.
     """
 
     def __init__(
@@ -47,15 +49,17 @@ class SegmentationDataset(Dataset[Sample]):
         horizontal_flip: float = 0.0,
         seed: int = 0,
         cache_images: bool = False,
+        guidance: Guidance | None = None,
     ) -> None:
         self.root = root
         self.rows = list(rows)
         self.num_foreground_classes = num_foreground_classes
         self.seed = seed
+        self.guidance = guidance
         # In shared memory, so that worker processes that live on see the epoch change.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._transform = _training_transform(horizontal_flip) if horizontal_flip > 0 else None
-        self._cache = [self._decode(row) for row in self.rows] if cache_images else None
+        self._cache = [self._decode(index) for index in range(len(self.rows))] if cache_images else None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -65,26 +69,31 @@ class SegmentationDataset(Dataset[Sample]):
         self._epoch[0] = epoch
 
     def __getitem__(self, index: int) -> Sample:
-        image, target = self._cache[index] if self._cache is not None else self._decode(self.rows[index])
+        image, target, guidance = self._cache[index] if self._cache is not None else self._decode(index)
         if self._transform is not None:
-            image, target = self._augment(image, target, index)
+            image, target, guidance = self._augment(image, target, guidance, index)
         labels = image_labels(target, self.num_foreground_classes)
-        pixel_label = torch.tensor(self.rows[index].pixel_label)
-        return Sample(normalise(image), target.to(torch.int64), labels, pixel_label, torch.tensor(index))
+        return Sample(normalise(image), target.to(torch.int64), guidance, labels, torch.tensor(index))
 
-    def _decode(self, row: ManifestRow) -> tuple[Tensor, Tensor]:
-        image = torch.from_numpy(decode_image(voc.image_path(self.root, row.image_id))).permute(2, 0, 1)
-        return image, torch.from_numpy(decode_mask(voc.mask_path(self.root, row.image_id)))
+    def _decode(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        image_id = self.rows[index].image_id
+        image = torch.from_numpy(decode_image(voc.image_path(self.root, image_id))).permute(2, 0, 1)
+        target = torch.from_numpy(decode_mask(voc.mask_path(self.root, image_id)))
+        if self.guidance is None:
+            return image, target, torch.full_like(target, voc.IGNORE_INDEX)
+        return image, target, self.guidance(index, target)
 
-    def _augment(self, image: Tensor, target: Tensor, index: int) -> tuple[Tensor, Tensor]:
+    def _augment(self, image: Tensor, target: Tensor, guidance: Tensor, index: int) -> tuple[Tensor, Tensor, Tensor]:
         from torchvision import tv_tensors
 
         with torch.random.fork_rng(devices=[]):
             entropy = np.random.SeedSequence([self.seed, int(self._epoch[0]), index])
             # torch.manual_seed would reseed the GPUs as well, for good.
             torch.default_generator.manual_seed(int(entropy.generate_state(1)[0]))
-            flipped = self._transform(tv_tensors.Image(image), tv_tensors.Mask(target))  # type: ignore[misc]
-        return flipped[0].as_subclass(Tensor), flipped[1].as_subclass(Tensor)
+            flipped = self._transform(  # type: ignore[misc]
+                tv_tensors.Image(image), tv_tensors.Mask(target), tv_tensors.Mask(guidance)
+            )
+        return flipped[0].as_subclass(Tensor), flipped[1].as_subclass(Tensor), flipped[2].as_subclass(Tensor)
 
 
 def normalise(image: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """The manifest: one row per image, every image and mask decoded and checked before anything is trained on it.
 
 Columns: image_id, split, height, width (pixels), classes (space-separated names present), contexts (likewise, where
-known), pixel_label (whether the mask may guide attention), digest (SHA-256 of the image and mask bytes) and one
-`pixels_NAME` per class with background and void.
+known), pixel_label_rank (the k training images that may guide attention are those of rank 0 to k - 1; -1 never may),
+digest (SHA-256 of the bytes of image, mask and, where there is one, annotation) and one `pixels_NAME` per class with
+background and void.
 """
 
 import csv
@@ -23,7 +24,7 @@ from pipeline.errors import PipelineError
 if TYPE_CHECKING:
     import pandas as pd
 
-COLUMNS = ("image_id", "split", "height", "width", "classes", "contexts", "pixel_label", "digest")
+COLUMNS = ("image_id", "split", "height", "width", "classes", "contexts", "pixel_label_rank", "digest")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class ManifestRow:
     width: int
     classes: tuple[str, ...]
     contexts: tuple[str, ...]
-    pixel_label: bool
+    pixel_label_rank: int
     digest: str
 
 
@@ -44,7 +45,6 @@ def build_manifest(
     root: Path,
     *,
     splits: Iterable[str],
-    pixel_label_fraction: float,
     seed: int,
     on_image: Callable[[], None] = lambda: None,
 ) -> "pd.DataFrame":
@@ -52,13 +52,12 @@ def build_manifest(
 
     Args:
         splits: names of lists in ImageSets/Segmentation.
-        pixel_label_fraction: share of the training images in [0, 1] whose masks may guide attention; the choice is
-            seeded and stratified by class.
+        seed: of the ranking of the training images, see `pixel_label_ranking`.
         on_image: called in this thread after each image, for progress.
 
     Raises:
-        PipelineError: a split, image or mask is missing or damaged, the sizes differ, a mask holds an undeclared
-            class, or an image is in two splits; the message names the file.
+        PipelineError: a split, image or mask is missing or damaged, the sizes differ, a mask or an annotation holds an
+            undeclared class, a box leaves its image, or an image is in two splits; the message names the file.
     """
     import pandas as pd
 
@@ -66,52 +65,41 @@ def build_manifest(
     contexts = voc.read_contexts(root)
     entries = [(split, image_id) for split in splits for image_id in voc.read_split(root, split)]
     _check_disjoint(root, entries)
-    records = []
+    records: list[dict[str, object]] = []
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         for (split, image_id), record in zip(
             entries, pool.map(lambda entry: _inspect(root, entry[1], class_names), entries), strict=True
         ):
             records.append({"image_id": image_id, "split": split, "contexts": contexts.get(image_id, ""), **record})
             on_image()
+    _rank(records, class_names, seed)
     frame = pd.DataFrame.from_records(records)
-    training = frame[frame["split"] == "train"]
-    labelled = pixel_label_subset(
-        [row.split() for row in training["classes"]], class_names, fraction=pixel_label_fraction, seed=seed
-    )
-    chosen = set(training["image_id"].iloc[labelled])
-    frame["pixel_label"] = frame["image_id"].isin(chosen)
     return frame[[*COLUMNS, *(name for name in frame if name not in COLUMNS)]]
 
 
-def pixel_label_subset(
-    image_classes: list[list[str]], class_names: tuple[str, ...], *, fraction: float, seed: int
-) -> list[int]:
-    """Seeded, class-stratified choice of the images that keep their pixel labels.
+def pixel_label_ranking(image_classes: list[list[str]], class_names: tuple[str, ...], *, seed: int) -> list[int]:
+    """Seeded, class-stratified order in which images get their pixel labels.
 
-    The images are ranked once: each step takes, for the class with the fewest labelled images so far, the next
-    image of a seeded shuffle. A smaller fraction is therefore a subset of a larger one.
+    Each step takes, for the class with the fewest labelled images so far, the next image of a seeded shuffle. The first
+    k images therefore hold the classes as evenly as they can, and are among the first k + 1.
 
     Args:
-        image_classes: classes present in each image; images with none are never chosen.
-        fraction: of all images, in [0, 1]; at least one image when it is not 0.
+        image_classes: classes present in each image; images with none are left out.
 
     Returns:
-        Sorted positions in `image_classes`.
+        Positions in `image_classes`.
     """
-    shuffled = [int(i) for i in np.random.default_rng(seed).permutation(len(image_classes)) if image_classes[i]]
-    wanted = min(len(shuffled), max(1, round(fraction * len(image_classes)))) if fraction > 0 else 0
+    shuffled = np.random.default_rng(seed).permutation(len(image_classes)).tolist()
+    waiting = {name: [i for i in reversed(shuffled) if name in image_classes[i]] for name in class_names}
     counts = dict.fromkeys(class_names, 0)
-    chosen: list[int] = []
-    while len(chosen) < wanted:
-        for name in sorted(counts, key=lambda name: (counts[name], class_names.index(name))):
-            position = next((i for i in shuffled if name in image_classes[i]), None)
-            if position is not None:
-                break
-        shuffled.remove(position)  # type: ignore[arg-type]
-        chosen.append(position)  # type: ignore[arg-type]
-        for name in image_classes[chosen[-1]]:
-            counts[name] += 1
-    return sorted(chosen)
+    ranking: dict[int, None] = {}
+    while waiting := {name: positions for name, positions in waiting.items() if positions}:
+        position = waiting[min(waiting, key=counts.__getitem__)].pop()
+        if position not in ranking:
+            ranking[position] = None
+            for name in image_classes[position]:
+                counts[name] += 1
+    return list(ranking)
 
 
 def read_manifest(path: Path) -> list[ManifestRow]:
@@ -133,7 +121,7 @@ def read_manifest(path: Path) -> list[ManifestRow]:
 
 
 def data_digest(rows: Iterable[ManifestRow]) -> str:
-    """SHA-256 over the images and masks of `rows`: two runs with equal digests saw the same data."""
+    """SHA-256 over the images, masks and annotations of `rows`: two runs with equal digests saw the same data."""
     return hashlib.sha256("\n".join(f"{row.image_id} {row.digest}" for row in rows).encode()).hexdigest()
 
 
@@ -147,7 +135,7 @@ def _parse(row: dict[str, str]) -> ManifestRow:
         width=int(row["width"]),
         classes=tuple(row["classes"].split()),
         contexts=tuple(row["contexts"].split()),
-        pixel_label={"True": True, "False": False}[row["pixel_label"]],
+        pixel_label_rank=int(row["pixel_label_rank"]),
         digest=row["digest"],
     )
 
@@ -159,6 +147,15 @@ def _check_disjoint(root: Path, entries: list[tuple[str, str]]) -> None:
             path = voc.split_path(root, split)
             raise PipelineError(f"{path}: {image_id} is in the split {seen[image_id]!r} too; splits must be disjoint")
         seen[image_id] = split
+
+
+def _rank(records: list[dict[str, object]], class_names: tuple[str, ...], seed: int) -> None:
+    training = [record for record in records if record["split"] == "train"]
+    ranking = pixel_label_ranking([str(record["classes"]).split() for record in training], class_names, seed=seed)
+    for record in records:
+        record["pixel_label_rank"] = -1
+    for rank, position in enumerate(ranking):
+        training[position]["pixel_label_rank"] = rank
 
 
 def _inspect(root: Path, image_id: str, class_names: tuple[str, ...]) -> dict[str, object]:
@@ -175,16 +172,33 @@ def _inspect(root: Path, image_id: str, class_names: tuple[str, ...]) -> dict[st
             f"{mask_path}: class value {undeclared[0]} is undeclared; classes.txt names {len(class_names)} classes "
             f"(values 1 to {len(class_names)}; 0 is background, 255 void)"
         )
-    digest = hashlib.sha256(image_path.read_bytes() + mask_path.read_bytes()).hexdigest()
+    content = image_path.read_bytes() + mask_path.read_bytes()
+    annotation_path = voc.annotation_path(root, image_id)
+    if annotation_path.exists():
+        _check_boxes(annotation_path, voc.read_boxes(root, image_id), class_names, height, width)
+        content += annotation_path.read_bytes()
     pixels = {f"pixels_{name}": int(counts[i]) for i, name in enumerate(("background", *class_names))}
     return {
         "height": height,
         "width": width,
         "classes": " ".join(name for i, name in enumerate(class_names, start=1) if counts[i]),
-        "digest": digest,
+        "digest": hashlib.sha256(content).hexdigest(),
         **pixels,
         "pixels_void": int(counts[voc.IGNORE_INDEX]),
     }
+
+
+def _check_boxes(path: Path, boxes: Iterable[voc.Box], class_names: tuple[str, ...], height: int, width: int) -> None:
+    for box in boxes:
+        if box.class_name not in class_names:
+            names = ", ".join(class_names)
+            raise PipelineError(f"{path}: class {box.class_name!r} is undeclared; classes.txt names {names}")
+        if box.left < 0 or box.top < 0 or box.right > width or box.bottom > height:
+            corners = f"({box.left + 1}, {box.top + 1}) to ({box.right}, {box.bottom})"
+            raise PipelineError(
+                f"{path}: the box of {box.class_name!r}, {corners}, leaves the image of {width}x{height} pixels; "
+                "correct it (corners count from 1)"
+            )
 
 
 def decode_image(path: Path) -> np.ndarray:

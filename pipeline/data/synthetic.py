@@ -92,8 +92,9 @@ def draw_dataset(
 ) -> None:
     """Draw all five splits into `root`, which must be empty or absent.
 
-    Writes JPEGImages/<id>.jpg, SegmentationClass/<id>.png (0 background, 1..6 classes, 255 void), one id a line in
-    ImageSets/Segmentation/<split>.txt, classes.txt, and contexts.csv with the classes whose ground an image shows.
+    Writes JPEGImages/<id>.jpg, SegmentationClass/<id>.png (0 background, 1..6 classes, 255 void), Annotations/<id>.xml
+    (a box around what shows of each object, void ring or not), one id a line in ImageSets/Segmentation/<split>.txt,
+    classes.txt, and contexts.csv with the classes whose ground an image shows.
 
     Args:
         image_size, void_border: side of the square images and width of the void ring along every outline, in pixels.
@@ -140,12 +141,13 @@ def _parallel_map(num_workers: int) -> Iterator[Callable[..., Iterator[tuple[str
 
 
 def _write_example(root: Path, recipe: _Recipe, example: tuple[str, int]) -> tuple[str, Scene]:
-    """Draw one image, given by its split and its index there, and save it and its mask."""
-    image_id, (scene, image, mask) = _image_id(*example), _draw_image(recipe, *example)
+    """Draw one image, given by its split and its index there, and save it, its mask and its boxes."""
+    image_id, (scene, image, mask, boxes) = _image_id(*example), _draw_image(recipe, *example)
     _save(image, voc.image_path(root, image_id), encoding="JPEG", quality=recipe.jpeg_quality)
     paletted = Image.fromarray(mask).convert("P")
     paletted.putpalette(_PALETTE)
     _save(paletted, voc.mask_path(root, image_id), encoding="PNG")
+    voc.write_boxes(root, image_id, boxes, height=image.height, width=image.width)
     return image_id, scene
 
 
@@ -153,7 +155,7 @@ def _image_id(split: str, index: int) -> str:
     return f"{split}_{index:05d}"
 
 
-def _draw_image(recipe: _Recipe, split: str, index: int) -> tuple[Scene, Image.Image, Mask]:
+def _draw_image(recipe: _Recipe, split: str, index: int) -> tuple[Scene, Image.Image, Mask, list[voc.Box]]:
     rng = np.random.default_rng([recipe.seed, zlib.crc32(split.encode()), index])
     turn = _classes_in_turn(recipe.seed, split, index)
     if split == OBJECT_WITHOUT_CONTEXT:
@@ -197,8 +199,8 @@ def _sample_scene(rng: Generator, turn: tuple[int, ...], recipe: _Recipe) -> Sce
 # ---- drawing it ------------------------------------------------------------------------------------------------------
 
 
-def _draw_scene(rng: Generator, scene: Scene, recipe: _Recipe) -> tuple[Image.Image, Mask]:
-    """The picture, RGB (size, size), and its mask (size, size): 0 background, 1..6 classes, 255 void."""
+def _draw_scene(rng: Generator, scene: Scene, recipe: _Recipe) -> tuple[Image.Image, Mask, list[voc.Box]]:
+    """The picture, RGB (size, size), its mask (size, size): 0 background, 1..6 classes, 255 void, and its boxes."""
     upright, border = bool(rng.random() < 0.5), rng.uniform(0.43, 0.57)
     canvas = _draw_grounds(rng, scene, recipe.image_size, upright, border)
     instances = Image.new("L", canvas.size)
@@ -213,7 +215,8 @@ def _draw_scene(rng: Generator, scene: Scene, recipe: _Recipe) -> tuple[Image.Im
             painting.paint(canvas, hiding, tilt=tilt)
             instances.paste(0, mask=painting.silhouette(hiding, canvas.width))
     image = canvas.resize((recipe.image_size, recipe.image_size), Image.Resampling.LANCZOS)
-    return painting.daylight(rng, image), _class_mask(np.asarray(instances), scene.objects, recipe.void_border)
+    visible = [_visible(np.asarray(instances), number) for number in range(1, len(scene.objects) + 1)]
+    return painting.daylight(rng, image), _class_mask(visible, scene.objects, recipe), _boxes(visible, scene.objects)
 
 
 def _draw_grounds(rng: Generator, scene: Scene, size: int, upright: bool, border: float) -> Image.Image:
@@ -252,18 +255,27 @@ def _position(rng: Generator, parts: Parts, region: _Region, recipe: _Recipe) ->
     return [part._replace(points=part.points + shift) for part in parts]
 
 
-def _class_mask(instances: Mask, classes: tuple[int, ...], void_border: int) -> Mask:
-    """From instance numbers 1, 2 at SUPERSAMPLE times the resolution to class values with void along every outline."""
-    size = instances.shape[0] // painting.SUPERSAMPLE
-    mask = np.zeros((size, size), np.uint8)
-    ring = np.zeros((size, size), bool)
-    for number, class_index in enumerate(classes, start=1):
-        coverage = Image.fromarray((instances == number).astype(np.uint8) * 255).reduce(painting.SUPERSAMPLE)
-        visible = Image.fromarray((np.asarray(coverage) > 127).astype(np.uint8))
-        mask[np.asarray(visible) > 0] = class_index + 1
-        ring |= painting.outline(visible, void_border)
+def _visible(instances: Mask, number: int) -> Image.Image:
+    """(size, size), 1 where instance `number` shows; from instance numbers at SUPERSAMPLE times the resolution."""
+    coverage = Image.fromarray((instances == number).astype(np.uint8) * 255).reduce(painting.SUPERSAMPLE)
+    return Image.fromarray((np.asarray(coverage) > 127).astype(np.uint8))
+
+
+def _class_mask(visible: list[Image.Image], classes: tuple[int, ...], recipe: _Recipe) -> Mask:
+    """Class values where the objects show, with void along every outline."""
+    mask = np.zeros((recipe.image_size, recipe.image_size), np.uint8)
+    ring = np.zeros(mask.shape, bool)
+    for shape, class_index in zip(visible, classes, strict=True):
+        mask[np.asarray(shape) > 0] = class_index + 1
+        ring |= painting.outline(shape, recipe.void_border)
     mask[ring] = voc.IGNORE_INDEX
     return mask
+
+
+def _boxes(visible: list[Image.Image], classes: tuple[int, ...]) -> list[voc.Box]:
+    """The tight box of each object of which a pixel shows."""
+    extents = ((CLASS_NAMES[k], shape.getbbox()) for shape, k in zip(visible, classes, strict=True))
+    return [voc.Box(name, *extent) for name, extent in extents if extent]
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -279,7 +291,8 @@ def _save(image: Image.Image, path: Path, *, encoding: str, **options: int) -> N
 def _make_folders(root: Path) -> None:
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise PipelineError(f"{root}: not an empty folder, nothing drawn; remove it, or draw into another one")
-    for file in (voc.image_path(root, "ID"), voc.mask_path(root, "ID"), voc.split_path(root, "SPLIT")):
+    files = (voc.image_path(root, "ID"), voc.mask_path(root, "ID"), voc.annotation_path(root, "ID"))
+    for file in (*files, voc.split_path(root, "SPLIT")):
         file.parent.mkdir(parents=True)
 
 

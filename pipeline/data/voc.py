@@ -2,13 +2,17 @@
 
 root/JPEGImages/ID.jpg                      8-bit RGB
 root/SegmentationClass/ID.png               palette PNG: 0 background, 1..C classes, 255 void
+root/Annotations/ID.xml                     optional: a box per object, corners 1-based and inclusive
 root/ImageSets/Segmentation/SPLIT.txt       one ID a line
 root/classes.txt                            one foreground class a line, in the order of the mask values
 root/contexts.csv                           optional: the contexts seen in an image (embedded data set only)
 """
 
 import csv
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
 
 from pipeline.errors import PipelineError
 
@@ -16,6 +20,16 @@ IGNORE_INDEX = 255
 RESERVED_NAMES = ("background", "void")
 COUNTERFACTUAL_SPLITS = ("object_without_context", "context_without_object")
 SPLITS = ("train", "val", "test", *COUNTERFACTUAL_SPLITS)
+
+
+class Box(NamedTuple):
+    """The rectangle around one object, in pixels from 0; `right` and `bottom` are the first ones outside."""
+
+    class_name: str
+    left: int
+    top: int
+    right: int
+    bottom: int
 
 
 def voc_palette() -> list[int]:
@@ -35,6 +49,11 @@ def image_path(root: Path, image_id: str) -> Path:
 def mask_path(root: Path, image_id: str) -> Path:
     """Path of the class mask of `image_id`."""
     return root / "SegmentationClass" / f"{image_id}.png"
+
+
+def annotation_path(root: Path, image_id: str) -> Path:
+    """Path of the boxes of `image_id`."""
+    return root / "Annotations" / f"{image_id}.xml"
 
 
 def split_path(root: Path, split: str) -> Path:
@@ -83,6 +102,67 @@ def read_contexts(root: Path) -> dict[str, str]:
         return {}
     with path.open(newline="", encoding="utf-8") as file:
         return {row["image"]: row["contexts"] for row in csv.DictReader(file)}
+
+
+def read_boxes(root: Path, image_id: str) -> tuple[Box, ...]:
+    """Boxes of the objects in an image, in the order of its annotation; fractions of a pixel are rounded.
+
+    Raises:
+        PipelineError: the annotation is missing, no XML, lacks an element, or holds a corner that is no number or a box
+            without pixels.
+    """
+    path = annotation_path(root, image_id)
+    try:
+        annotation = ElementTree.parse(path).getroot()
+        if annotation.tag != "annotation":
+            raise ValueError(f"its root is <{annotation.tag}>")
+        return tuple(_parse_box(element) for element in annotation.findall("object"))
+    except FileNotFoundError:
+        raise PipelineError(
+            f"{path}: missing; external supervision by boxes needs it; restore the file or supervise by masks"
+        ) from None
+    except (OSError, ElementTree.ParseError, ValueError, OverflowError, LookupError) as error:
+        raise PipelineError(f"{path}: no readable VOC annotation ({error}); correct or restore the file") from error
+
+
+def write_boxes(root: Path, image_id: str, boxes: Iterable[Box], *, height: int, width: int) -> None:
+    """Write the annotation of an image of `height` x `width` pixels; `read_boxes` gives the same boxes back.
+
+    Raises:
+        OSError: the folder is missing or full.
+    """
+    annotation = ElementTree.Element("annotation")
+    ElementTree.SubElement(annotation, "filename").text = image_path(root, image_id).name
+    _add_numbers(annotation, "size", width=width, height=height, depth=3)
+    for box in boxes:
+        element = ElementTree.SubElement(annotation, "object")
+        ElementTree.SubElement(element, "name").text = box.class_name
+        _add_numbers(element, "bndbox", xmin=box.left + 1, ymin=box.top + 1, xmax=box.right, ymax=box.bottom)
+    ElementTree.indent(annotation)
+    annotation_path(root, image_id).write_bytes(ElementTree.tostring(annotation, encoding="utf-8") + b"\n")
+
+
+def _parse_box(element: ElementTree.Element) -> Box:
+    name = _text(element, "name")
+    left, top, right, bottom = (
+        round(float(_text(element, f"bndbox/{key}"))) for key in ("xmin", "ymin", "xmax", "ymax")
+    )
+    if left > right or top > bottom:
+        raise ValueError(f"the box of {name!r} is inverted: ({left}, {top}) to ({right}, {bottom})")
+    return Box(name, left - 1, top - 1, right, bottom)
+
+
+def _text(element: ElementTree.Element, path: str) -> str:
+    text = (element.findtext(path) or "").strip()
+    if not text:
+        raise ValueError(f"an object lacks {path}")
+    return text
+
+
+def _add_numbers(parent: ElementTree.Element, tag: str, **numbers: int) -> None:
+    element = ElementTree.SubElement(parent, tag)
+    for name, number in numbers.items():
+        ElementTree.SubElement(element, name).text = str(number)
 
 
 def _lines(path: Path, content: str) -> tuple[str, ...]:

@@ -32,10 +32,11 @@ def save_mask(path: Path, mask: NDArray[np.uint8]) -> None:
 
 @pytest.fixture
 def voc_root(tmp_path: Path) -> Path:
-    """classes.txt, contexts.csv, three splits, six images of noise and their masks."""
+    """classes.txt, contexts.csv, three splits, six images of noise and their masks; no annotation yet."""
     root = tmp_path / "voc"
-    for path in (voc.image_path(root, "ID"), voc.mask_path(root, "ID"), voc.split_path(root, "SPLIT")):
+    for path in (voc.image_path(root, "ID"), voc.mask_path(root, "ID"), voc.annotation_path(root, "ID")):
         path.parent.mkdir(parents=True)
+    voc.split_path(root, "SPLIT").parent.mkdir(parents=True)
     (root / "classes.txt").write_text("cat\ndog\n")
     (root / "contexts.csv").write_text("image,contexts\nt0,cat\nt1,cat dog\nt3,\n")
     for split, ids in LISTS.items():

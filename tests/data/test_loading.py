@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hypothesis_numpy
 from PIL import Image
 
 from pipeline.data import voc
+from pipeline.data.guidance import Guidance
 from pipeline.data.loading import (
     Sample,
     SegmentationDataset,
@@ -28,12 +29,18 @@ IDS = ("t0", "t1", "t2", "t3")
 
 @pytest.fixture
 def make(voc_root) -> Make:
-    """The four training images over and over, 24 unless told, flipped half of the time unless told."""
+    """The four training images over and over, 24 unless told, flipped half of the time unless told.
+
+    t1 alone is labelled, with a box that is not its mask.
+    """
+    voc.write_boxes(voc_root, "t1", [voc.Box("dog", 1, 2, 3, 6)], height=6, width=8)
 
     def dataset(num_images: int = 24, **options: object) -> SegmentationDataset:
-        rows = [ManifestRow(image_id, "train", 6, 8, (), (), image_id == "t1", "") for image_id in IDS]
-        options = {"num_foreground_classes": 2, "horizontal_flip": 0.5, **options}
-        return SegmentationDataset(voc_root, (num_images * rows)[:num_images], **options)
+        rows = [ManifestRow(image_id, "train", 6, 8, (), (), 0 if image_id == "t1" else -1, "") for image_id in IDS]
+        rows = (num_images * rows)[:num_images]
+        guidance = Guidance(voc_root, rows, ("cat", "dog"), source="boxes", num_labelled=1, seed=0)
+        options = {"num_foreground_classes": 2, "horizontal_flip": 0.5, "guidance": guidance, **options}
+        return SegmentationDataset(voc_root, rows, **options)
 
     return dataset
 
@@ -47,7 +54,9 @@ def flips(dataset: SegmentationDataset, plain: SegmentationDataset) -> list[bool
     mirrored = []
     for index in range(len(dataset)):
         sample, original = dataset[index], plain[index]
-        flipped = original._replace(image=original.image.flip(-1), target=original.target.flip(-1))
+        flipped = original._replace(
+            image=original.image.flip(-1), target=original.target.flip(-1), guidance=original.guidance.flip(-1)
+        )
         assert same(sample, original) != same(sample, flipped) or original.target.eq(original.target.flip(-1)).all()
         assert same(sample, original) or same(sample, flipped)
         mirrored.append(not torch.equal(sample.image, original.image))
@@ -100,14 +109,25 @@ def test_sample_is_the_file_normalised_with_its_mask(voc_root, make):
     assert (sample.image.shape, sample.image.dtype) == ((3, 6, 8), torch.float32)
     assert sample.target.dtype == torch.int64
     assert sample.target.tolist() == 2 * [[1, 1, 1, 0, 0, 0, 0, 0]] + 3 * [8 * [0]] + [8 * [255]]
-    assert (sample.image_labels.dtype, sample.pixel_label.dtype) == (torch.float32, torch.bool)
+    assert (sample.image_labels.dtype, sample.guidance.dtype) == (torch.float32, torch.uint8)
 
 
-def test_labels_pixel_labels_and_positions_follow_the_rows(make):
+def test_labels_guidance_and_positions_follow_the_rows(make):
     samples = [make()[index] for index in range(4)]
     assert [sample.image_labels.tolist() for sample in samples] == [[1, 0], [0, 1], [1, 1], [0, 0]]
-    assert [bool(sample.pixel_label) for sample in samples] == [False, True, False, False]
+    assert [bool((sample.guidance != 255).any()) for sample in samples] == [False, True, False, False]
     assert [int(sample.sample_index) for sample in samples] == [0, 1, 2, 3]
+
+
+def test_guidance_lies_beside_the_mask_of_its_image(make):
+    sample = make(horizontal_flip=0.0)[1]
+    assert sample.guidance.tolist() == 2 * [8 * [0]] + 4 * [[0, 2, 2, 0, 0, 0, 0, 0]]
+    assert sample.target.tolist() == 6 * [[2, 2, 2, 2, 0, 0, 0, 0]]
+
+
+def test_without_guidance_nothing_is_known(make):
+    sample = make(guidance=None)[1]
+    assert torch.equal(sample.guidance, torch.full((6, 8), 255, dtype=torch.uint8))
 
 
 @given(hypothesis_numpy.arrays(np.uint8, (3, 4), elements=st.sampled_from([0, 1, 2, 3, 4, 5, 255])))
@@ -131,7 +151,7 @@ def test_missing_image_is_named_when_it_is_loaded(voc_root, make, refused):
 
 
 @pytest.mark.parametrize(("horizontal_flip", "mirrored"), [(0.0, {False}), (0.5, {False, True}), (1.0, {True})])
-def test_flips_move_image_and_mask_together(make, horizontal_flip, mirrored):
+def test_flips_move_image_mask_and_guidance_together(make, horizontal_flip, mirrored):
     assert set(flips(make(horizontal_flip=horizontal_flip), make(horizontal_flip=0.0))) == mirrored
 
 
@@ -276,5 +296,7 @@ def test_cached_images_are_not_read_again(voc_root, make, refused):
     for image_id in IDS:
         voc.image_path(voc_root, image_id).unlink()
         voc.mask_path(voc_root, image_id).unlink()
+    voc.annotation_path(voc_root, "t1").unlink()
     assert cached[3].image.shape == (3, 6, 8)
+    assert (cached[1].guidance == 2).sum() == 8
     assert str(voc.image_path(voc_root, "t3")) in refused(uncached.__getitem__, 3)

@@ -13,21 +13,21 @@ from pipeline.data.manifest import (
     data_digest,
     decode_image,
     decode_mask,
-    pixel_label_subset,
+    pixel_label_ranking,
     read_manifest,
 )
 from pipeline.errors import PipelineError
 
 SPLITS = ("train", "val", "test")
 IDS = ["t0", "t1", "t2", "t3", "v0", "x0"]
-HEADER = "image_id,split,height,width,classes,contexts,pixel_label,digest\n"
+HEADER = "image_id,split,height,width,classes,contexts,pixel_label_rank,digest\n"
 NAMES = ("cat", "dog", "fox")
 
 image_class_lists = st.lists(st.lists(st.sampled_from(NAMES), unique=True), max_size=30)
 
 
-def build(root: Path, *, fraction: float = 1.0, seed: int = 0):
-    return build_manifest(root, splits=SPLITS, pixel_label_fraction=fraction, seed=seed)
+def build(root: Path, *, seed: int = 0):
+    return build_manifest(root, splits=SPLITS, seed=seed)
 
 
 def round_trip(root: Path, path: Path) -> list[ManifestRow]:
@@ -40,7 +40,7 @@ def round_trip(root: Path, path: Path) -> list[ManifestRow]:
 
 def test_manifest_holds_the_documented_columns_and_one_row_per_image(voc_root):
     manifest = build(voc_root)
-    described = ["image_id", "split", "height", "width", "classes", "contexts", "pixel_label", "digest"]
+    described = ["image_id", "split", "height", "width", "classes", "contexts", "pixel_label_rank", "digest"]
     assert sorted(manifest.columns[:8]) == sorted(described)
     assert list(manifest.columns[8:]) == ["pixels_background", "pixels_cat", "pixels_dog", "pixels_void"]
     assert list(manifest["image_id"]) == IDS
@@ -67,32 +67,37 @@ def test_manifest_names_classes_contexts_and_sizes(voc_root):
     assert list(zip(manifest["width"], manifest["height"], strict=True)) == [*4 * [(8, 6)], (4, 4), (8, 6)]
 
 
-def test_only_training_images_with_a_class_may_guide_attention(voc_root):
-    assert list(build(voc_root)["pixel_label"]) == [True, True, True, False, False, False]
-    assert not build(voc_root, fraction=0.0)["pixel_label"].any()
-    assert build(voc_root, fraction=0.5)["pixel_label"].sum() == 2
+def test_only_training_images_with_a_class_are_ranked(voc_root):
+    for seed in range(5):
+        ranks = list(build(voc_root, seed=seed)["pixel_label_rank"])
+        ranking = pixel_label_ranking([["cat"], ["dog"], ["cat", "dog"], []], ("cat", "dog"), seed=seed)
+        assert [ranks[position] for position in ranking] == [0, 1, 2]
+        assert ranks[3:] == [-1, -1, -1]
+
+
+def test_training_images_are_ranked_whatever_stands_before_them(voc_root):
+    manifest = build_manifest(voc_root, splits=("test", "train"), seed=0)
+    assert list(manifest["pixel_label_rank"]) == [-1, *build(voc_root)["pixel_label_rank"][:4]]
 
 
 def test_splits_are_read_in_the_order_asked_for(voc_root):
-    manifest = build_manifest(voc_root, splits=("test", "train"), pixel_label_fraction=1.0, seed=0)
+    manifest = build_manifest(voc_root, splits=("test", "train"), seed=0)
     assert list(manifest["image_id"]) == ["x0", "t0", "t1", "t2", "t3"]
 
 
 def test_progress_is_reported_once_per_image(voc_root):
     reports: list[int] = []
-    build_manifest(
-        voc_root, splits=SPLITS, pixel_label_fraction=0.0, seed=0, on_image=lambda: reports.append(len(reports))
-    )
+    build_manifest(voc_root, splits=SPLITS, seed=0, on_image=lambda: reports.append(len(reports)))
     assert len(reports) == 6
 
 
 def test_manifest_survives_the_file(voc_root, tmp_path):
-    rows = round_trip(voc_root, tmp_path / "manifest.csv")
+    rows, ranks = round_trip(voc_root, tmp_path / "manifest.csv"), list(build(voc_root)["pixel_label_rank"])
     assert [row.image_id for row in rows] == IDS
-    assert rows[1] == ManifestRow("t1", "train", 6, 8, ("dog",), ("cat", "dog"), True, rows[1].digest)
-    assert rows[2] == ManifestRow("t2", "train", 6, 8, ("cat", "dog"), (), True, rows[2].digest)
-    assert rows[3] == ManifestRow("t3", "train", 6, 8, (), (), False, rows[3].digest)
-    assert rows[4] == ManifestRow("v0", "val", 4, 4, ("dog",), (), False, rows[4].digest)
+    assert rows[1] == ManifestRow("t1", "train", 6, 8, ("dog",), ("cat", "dog"), ranks[1], rows[1].digest)
+    assert rows[2] == ManifestRow("t2", "train", 6, 8, ("cat", "dog"), (), ranks[2], rows[2].digest)
+    assert rows[3] == ManifestRow("t3", "train", 6, 8, (), (), -1, rows[3].digest)
+    assert rows[4] == ManifestRow("v0", "val", 4, 4, ("dog",), (), -1, rows[4].digest)
     assert [row.digest for row in rows] == list(build(voc_root)["digest"])
 
 
@@ -117,9 +122,19 @@ def test_digest_follows_every_pixel(voc_root, tmp_path):
     assert data_digest(before[2:5]) == data_digest(after[2:5])
 
 
+def test_digest_follows_the_annotation_where_there_is_one(voc_root):
+    digests = []
+    for boxes in (None, [], [voc.Box("cat", 0, 0, 3, 2)], [voc.Box("cat", 0, 0, 3, 3)]):
+        if boxes is not None:
+            voc.write_boxes(voc_root, "t0", boxes, height=6, width=8)
+        digests.append(list(build(voc_root)["digest"]))
+    assert len({first for first, *_ in digests}) == 4
+    assert len({tuple(others) for _, *others in digests}) == 1
+
+
 def test_data_digest_depends_on_ids_digests_and_their_number():
     def row(image_id: str, digest: str) -> ManifestRow:
-        return ManifestRow(image_id, "train", 6, 8, (), (), False, digest)
+        return ManifestRow(image_id, "train", 6, 8, (), (), -1, digest)
 
     rows = [row("a", "0"), row("b", "1")]
     others = (rows[:1], [row("a", "0"), row("c", "1")], [row("a", "0"), row("b", "2")], [])
@@ -178,6 +193,28 @@ def test_undeclared_class_is_named(voc_root, refused, value):
     Image.fromarray(mask).save(path)
     message = refused(build, voc_root)
     assert message.startswith(f"{path}: class value {value} is undeclared; classes.txt names 2 classes")
+
+
+def test_damaged_annotation_is_named(voc_root, refused):
+    path = voc.annotation_path(voc_root, "v0")
+    path.write_text("<annotation>")
+    assert refused(build, voc_root).startswith(f"{path}: no readable VOC annotation (")
+
+
+def test_undeclared_class_of_a_box_is_named(voc_root, refused):
+    voc.write_boxes(voc_root, "t1", [voc.Box("cat", 0, 0, 8, 6), voc.Box("fox", 0, 0, 1, 1)], height=6, width=8)
+    path = voc.annotation_path(voc_root, "t1")
+    assert refused(build, voc_root) == f"{path}: class 'fox' is undeclared; classes.txt names cat, dog"
+
+
+@pytest.mark.parametrize("corners", [(-1, 0, 8, 6), (0, -1, 8, 6), (0, 0, 9, 6), (0, 0, 8, 7)])
+def test_box_that_leaves_its_image_is_named(voc_root, refused, corners):
+    voc.write_boxes(voc_root, "t1", [voc.Box("dog", 0, 0, 8, 6), voc.Box("cat", *corners)], height=6, width=8)
+    left, top, right, bottom = corners
+    assert refused(build, voc_root).startswith(
+        f"{voc.annotation_path(voc_root, 't1')}: the box of 'cat', ({left + 1}, {top + 1}) to ({right}, {bottom}), "
+        "leaves the image of 8x6 pixels; "
+    )
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "1", "I;16"])
@@ -250,52 +287,43 @@ def test_palette_and_grey_masks_decode_alike(voc_root, tmp_path):
     assert np.array_equal(decode_mask(tmp_path / "grey.png"), mask)
 
 
-# ---- which images keep their pixel labels ----------------------------------------------------------------------------
-
-
-@given(image_class_lists, st.floats(0, 1), st.floats(0, 1), st.integers(0, 9))
-def test_subsets_are_sorted_nested_and_without_empty_images(image_classes, one, other, seed):
-    small, large = sorted((one, other))
-    chosen = [pixel_label_subset(image_classes, NAMES, fraction=f, seed=seed) for f in (small, large)]
-    assert set(chosen[0]) <= set(chosen[1])
-    for subset, fraction in zip(chosen, (small, large), strict=True):
-        assert subset == sorted(set(subset))
-        assert all(image_classes[position] for position in subset)
-        available = sum(map(bool, image_classes))
-        wanted = max(1, round(fraction * len(image_classes))) if fraction > 0 else 0
-        assert len(subset) == min(available, wanted)
+# ---- in which order images get their pixel labels --------------------------------------------------------------------
 
 
 @given(image_class_lists, st.integers(0, 9))
-def test_fraction_zero_keeps_none_and_one_keeps_all_that_show_a_class(image_classes, seed):
-    assert pixel_label_subset(image_classes, NAMES, fraction=0.0, seed=seed) == []
-    everything = [position for position, classes in enumerate(image_classes) if classes]
-    assert pixel_label_subset(image_classes, NAMES, fraction=1.0, seed=seed) == everything
+def test_ranking_holds_every_image_with_a_class_once(image_classes, seed):
+    ranking = pixel_label_ranking(image_classes, NAMES, seed=seed)
+    assert sorted(ranking) == [position for position, classes in enumerate(image_classes) if classes]
 
 
-@given(st.lists(st.sampled_from(NAMES), min_size=1, max_size=40), st.floats(0, 1), st.integers(0, 9))
-def test_no_class_is_behind_by_more_than_one_image_while_it_has_more(image_classes, fraction, seed):
-    chosen = pixel_label_subset([[name] for name in image_classes], NAMES, fraction=fraction, seed=seed)
-    counts = {name: sum(image_classes[position] == name for position in chosen) for name in NAMES}
-    for name in NAMES:
-        assert counts[name] >= min(image_classes.count(name), max(counts.values()) - 1)
+@given(image_class_lists, st.integers(0, 9))
+def test_each_place_goes_to_the_class_with_the_fewest_labels(image_classes, seed):
+    waiting = pixel_label_ranking(image_classes, NAMES, seed=seed)
+    counts = dict.fromkeys(NAMES, 0)
+    while waiting:
+        having = [name for name in NAMES if any(name in image_classes[position] for position in waiting)]
+        classes = image_classes[waiting.pop(0)]
+        assert min(having, key=counts.__getitem__) in classes
+        for name in classes:
+            counts[name] += 1
 
 
 def test_rare_class_gets_its_label_first():
     image_classes = 90 * [["cat"]] + 9 * [["dog"]] + [["fox"]]
-    chosen = pixel_label_subset(image_classes, NAMES, fraction=0.03, seed=0)
-    assert [image_classes[position] for position in chosen] == [["cat"], ["dog"], ["fox"]]
+    ranking = pixel_label_ranking(image_classes, NAMES, seed=0)
+    assert [image_classes[position] for position in ranking[:5]] == [["cat"], ["dog"], ["fox"], ["cat"], ["dog"]]
 
 
-def test_choice_depends_on_the_seed_alone():
+def test_ranking_depends_on_the_seed_alone():
     image_classes = [[NAMES[position % 3]] for position in range(60)]
-    choices = [pixel_label_subset(image_classes, NAMES, fraction=0.2, seed=seed) for seed in (0, 1, 2, 0)]
-    assert choices[0] == choices[3]
-    assert len({tuple(choice) for choice in choices}) == 3
+    rankings = [pixel_label_ranking(image_classes, NAMES, seed=seed) for seed in (0, 1, 2, 0)]
+    assert rankings[0] == rankings[3]
+    assert len({tuple(ranking[:12]) for ranking in rankings}) == 3
 
 
-def test_smallest_fraction_keeps_one_image():
-    assert len(pixel_label_subset(20 * [["cat"]], NAMES, fraction=1.0e-6, seed=0)) == 1
+def test_ranking_within_a_class_is_the_seeded_shuffle():
+    shuffled = np.random.default_rng(7).permutation(20).tolist()
+    assert pixel_label_ranking(20 * [["cat"]], NAMES, seed=7) == shuffled
 
 
 # ---- broken manifests ------------------------------------------------------------------------------------------------
@@ -310,13 +338,13 @@ def test_missing_manifest_says_how_to_get_it(tmp_path, refused):
     "content",
     [
         b"a,b\n1,2\n",
-        HEADER.replace("digest", "hash").encode() + b"a,train,6,8,cat,cat,True,00\n",
-        HEADER.encode() + b"a,train,six,8,cat,cat,True,00\n",
+        HEADER.replace("digest", "hash").encode() + b"a,train,6,8,cat,cat,0,00\n",
+        HEADER.encode() + b"a,train,six,8,cat,cat,0,00\n",
         HEADER.encode() + b"a,train\n",
-        HEADER.encode() + b"\xff,train,6,8,cat,cat,True,00\n",
+        HEADER.encode() + b"\xff,train,6,8,cat,cat,0,00\n",
         HEADER.encode() + b"a,train,6,8,\n",
         HEADER.encode() + b"a,train,6,8,cat,cat\n",
-        HEADER.encode() + b"a,train,6,8,cat,cat,true,00\n",
+        HEADER.encode() + b"a,train,6,8,cat,cat,True,00\n",
         b"",
     ],
 )

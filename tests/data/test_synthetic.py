@@ -2,7 +2,7 @@
 
 import multiprocessing
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,25 @@ def classes_in(mask: NDArray[np.uint8]) -> set[str]:
     return {CLASS_NAMES[value - 1] for value in np.unique(mask).tolist() if value not in (0, 255)}
 
 
+def hulls(boxes: Iterable[voc.Box]) -> dict[int, tuple[int, int, int, int]]:
+    """Class value to the rectangle (left, top, right, bottom) around all boxes of that class."""
+    by_class: dict[int, list[voc.Box]] = {}
+    for box in boxes:
+        by_class.setdefault(CLASS_NAMES.index(box.class_name) + 1, []).append(box)
+    return {
+        value: (min(b.left for b in of), min(b.top for b in of), max(b.right for b in of), max(b.bottom for b in of))
+        for value, of in by_class.items()
+    }
+
+
+def mask_hulls(mask: NDArray[np.uint8]) -> dict[int, tuple[int, int, int, int]]:
+    """Class value to the rectangle (left, top, right, bottom) around its pixels."""
+    places = {value: np.argwhere(mask == value) for value in set(np.unique(mask).tolist()) - {0, 255}}
+    return {
+        value: (*at.min(axis=0)[::-1].tolist(), *(at.max(axis=0) + 1)[::-1].tolist()) for value, at in places.items()
+    }
+
+
 def shown(root: Path, split: str) -> list[tuple[set[str], set[str]]]:
     """Classes in the mask and contexts in the picture, for each image of a split."""
     contexts = voc.read_contexts(root)
@@ -81,6 +100,7 @@ def test_layout_is_complete(drawn: Path) -> None:
     for split, listed in ids.items():
         expected.add(f"ImageSets/Segmentation/{split}.txt")
         expected |= {f"JPEGImages/{name}.jpg" for name in listed} | {f"SegmentationClass/{name}.png" for name in listed}
+        expected |= {f"Annotations/{name}.xml" for name in listed}
     assert set(contents(drawn)) == expected
     assert voc.read_class_names(drawn) == ("aeroplane", "boat", "car", "tree", "cactus", "snowman")
     assert list(voc.read_contexts(drawn)) == [name for listed in ids.values() for name in listed]
@@ -113,7 +133,7 @@ def test_another_seed_draws_other_images(drawn: Path, draw: Draw) -> None:
 def test_growing_a_split_keeps_its_first_images_and_the_other_splits(drawn: Path, draw: Draw) -> None:
     first, grown = contents(drawn), contents(draw(num_train=21, num_counterfactual=13))
     lists = ("ImageSets/Segmentation/", "contexts.csv")
-    assert len(grown) == len(first) + 2 * (3 + 1 + 1)
+    assert len(grown) == len(first) + 3 * (3 + 1 + 1)
     assert [name for name in first if not name.startswith(lists) and first[name] != grown[name]] == []
 
 
@@ -200,6 +220,37 @@ def test_the_void_ring_of_one_pixel_lies_outside_the_object(draw: Draw) -> None:
     for name in voc.read_contexts(without):
         before, after = read_mask(without, name), read_mask(ringed, name)
         assert np.array_equal(np.where(after == 255, 0, after), before)
+
+
+def test_box_of_a_single_object_is_tight_around_its_mask(draw: Draw) -> None:
+    root = draw(void_border=0, multi_object_fraction=0.0, occlusion_fraction=0.5)
+    for name in voc.read_contexts(root):
+        boxes = voc.read_boxes(root, name)
+        assert len(boxes) <= 1
+        assert hulls(boxes) == mask_hulls(read_mask(root, name))
+
+
+def test_each_of_two_objects_has_its_box(draw: Draw) -> None:
+    root = draw(**TRAIN_ONLY, void_border=0, empty_fraction=0.0, multi_object_fraction=1.0)
+    pairs = [voc.read_boxes(root, name) for name in voc.read_split(root, "train")]
+    assert [len(boxes) for boxes in pairs] == 18 * [2]
+    assert {len({box.class_name for box in boxes}) for boxes in pairs} == {1, 2}
+    for name, boxes in zip(voc.read_split(root, "train"), pairs, strict=True):
+        assert hulls(boxes) == mask_hulls(read_mask(root, name))
+
+
+def test_void_ring_leaves_the_boxes_alone(drawn: Path, draw: Draw) -> None:
+    first, ringed = contents(drawn), contents(draw(void_border=3))
+    annotations = [name for name in first if name.startswith("Annotations/")]
+    assert [name for name in annotations if first[name] != ringed[name]] == []
+    assert any(b"<object>" in first[name] for name in annotations)
+
+
+def test_object_of_which_nothing_shows_has_no_box(draw: Draw) -> None:
+    root = draw(image_size=8, object_scale=(0.1, 0.2), void_border=0, empty_fraction=0.0)
+    unseen = [name for name in voc.read_split(root, "train") if not read_mask(root, name).any()]
+    assert unseen
+    assert all(voc.read_boxes(root, name) == () for name in unseen)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])

@@ -1,6 +1,39 @@
+from xml.etree import ElementTree
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.data import voc
+from pipeline.errors import PipelineError
+
+ANNOTATION = """<?xml version="1.0"?>
+<annotation>
+  <folder>VOC2012</folder>
+  <filename>t0.jpg</filename>
+  <size><width>8</width><height>6</height><depth>3</depth></size>
+  <segmented>1</segmented>
+  <object>
+    <name>cat</name>
+    <difficult>0</difficult>
+    <bndbox><xmax>3</xmax><xmin>1</xmin><ymax>2</ymax><ymin>1</ymin></bndbox>
+    <part><name>head</name><bndbox><xmin>2</xmin><ymin>1</ymin><xmax>2</xmax><ymax>1</ymax></bndbox></part>
+  </object>
+  <object>
+    <name> dog </name>
+    <bndbox><xmin>4.70</xmin><ymin>6</ymin><xmax>8</xmax><ymax>6.2</ymax></bndbox>
+  </object>
+</annotation>
+"""
+
+corners = st.tuples(st.integers(0, 30), st.integers(0, 30), st.integers(1, 30), st.integers(1, 30))
+box_lists = st.lists(
+    st.builds(
+        lambda name, at: voc.Box(name, at[0], at[1], at[0] + at[2], at[1] + at[3]),
+        st.sampled_from(["cat", "<&>"]),
+        corners,
+    )
+)
 
 
 def test_palette_holds_the_colours_of_voc():
@@ -15,6 +48,7 @@ def test_palette_holds_the_colours_of_voc():
 def test_paths_are_those_of_voc(tmp_path):
     assert voc.image_path(tmp_path, "2007_000032") == tmp_path / "JPEGImages/2007_000032.jpg"
     assert voc.mask_path(tmp_path, "2007_000032") == tmp_path / "SegmentationClass/2007_000032.png"
+    assert voc.annotation_path(tmp_path, "2007_000032") == tmp_path / "Annotations/2007_000032.xml"
     assert voc.split_path(tmp_path, "train") == tmp_path / "ImageSets/Segmentation/train.txt"
 
 
@@ -91,3 +125,101 @@ def test_bad_split_is_refused(voc_root, refused, content, problem):
     else:
         path.write_text(content)
     assert refused(voc.read_split, voc_root, "train") == f"{path}: {problem}"
+
+
+# ---- boxes -----------------------------------------------------------------------------------------------------------
+
+
+def test_boxes_are_half_open_and_count_from_zero(voc_root):
+    voc.annotation_path(voc_root, "t0").write_text(ANNOTATION)
+    assert voc.read_boxes(voc_root, "t0") == (voc.Box("cat", 0, 0, 3, 2), voc.Box("dog", 4, 5, 8, 6))
+
+
+def test_written_corners_count_from_one_and_are_inclusive(voc_root):
+    voc.write_boxes(voc_root, "t0", [voc.Box("cat", 0, 1, 3, 2)], height=6, width=8)
+    annotation = ElementTree.parse(voc.annotation_path(voc_root, "t0")).getroot()
+    assert {child.tag: child.text for child in annotation.find("object/bndbox")} == {
+        "xmin": "1",
+        "ymin": "2",
+        "xmax": "3",
+        "ymax": "2",
+    }
+    assert {child.tag: child.text for child in annotation.find("size")} == {"width": "8", "height": "6", "depth": "3"}
+    assert (annotation.findtext("filename"), annotation.findtext("object/name")) == ("t0.jpg", "cat")
+
+
+def test_written_annotation_is_one_that_torchvision_parses(voc_root):
+    from torchvision.datasets import VOCDetection
+
+    boxes = [voc.Box("cat", 0, 0, 3, 2), voc.Box("dog", 4, 5, 8, 6)]
+    voc.write_boxes(voc_root, "t0", boxes, height=6, width=8)
+    parsed = VOCDetection.parse_voc_xml(ElementTree.parse(voc.annotation_path(voc_root, "t0")).getroot())["annotation"]
+    assert parsed["size"] == {"width": "8", "height": "6", "depth": "3"}
+    assert [item["name"] for item in parsed["object"]] == ["cat", "dog"]
+    assert parsed["object"][1]["bndbox"] == {"xmin": "5", "ymin": "6", "xmax": "8", "ymax": "6"}
+
+
+@given(boxes=box_lists)
+def test_boxes_survive_the_file(tmp_path_factory, boxes):
+    root = tmp_path_factory.mktemp("boxes")
+    voc.annotation_path(root, "a").parent.mkdir()
+    voc.write_boxes(root, "a", boxes, height=60, width=60)
+    assert voc.read_boxes(root, "a") == tuple(boxes)
+
+
+def test_missing_annotation_says_who_needs_it(voc_root, refused):
+    path = voc.annotation_path(voc_root, "t0")
+    message = refused(voc.read_boxes, voc_root, "t0")
+    assert message.startswith(f"{path}: missing; external supervision by boxes needs it; ")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        (ANNOTATION, "", "no element found"),
+        (ANNOTATION, "version https://git-lfs.github.com/spec/v1\n", "syntax error"),
+        (ANNOTATION, "<svg></svg>", "its root is <svg>"),
+        ("</annotation>", "", "no element found"),
+        ('"1.0"', '"1.0" encoding="klingon"', "unknown encoding"),
+        ("<name>cat</name>", "", "an object lacks name"),
+        ("<name>cat</name>", "<name> </name>", "an object lacks name"),
+        ("bndbox><xmax", "box><xmax", "mismatched tag"),
+        ("<bndbox><xmin>4.70", "<bndbox><left>4.70</left><xmin>", "an object lacks bndbox/xmin"),
+        ("<ymax>2</ymax>", "", "an object lacks bndbox/ymax"),
+        ("<xmin>1<", "<xmin>one<", "could not convert string to float: 'one'"),
+        ("<xmin>1<", "<xmin>nan<", "cannot convert float NaN to integer"),
+        ("<xmax>3<", "<xmax>inf<", "cannot convert float infinity to integer"),
+        ("<xmin>1<", "<xmin>4<", "the box of 'cat' is inverted: (4, 1) to (3, 2)"),
+        ("<ymax>2<", "<ymax>0<", "the box of 'cat' is inverted: (1, 1) to (3, 0)"),
+    ],
+)
+def test_bad_annotation_is_refused(voc_root, refused, old, new, problem):
+    path = voc.annotation_path(voc_root, "t0")
+    assert old in ANNOTATION
+    path.write_text(ANNOTATION.replace(old, new))
+    message = refused(voc.read_boxes, voc_root, "t0")
+    assert message.startswith(f"{path}: no readable VOC annotation (")
+    assert problem in message
+    assert message.endswith("; correct or restore the file")
+
+
+def test_folder_in_place_of_an_annotation_is_refused(voc_root, refused):
+    path = voc.annotation_path(voc_root, "t0")
+    path.mkdir()
+    assert refused(voc.read_boxes, voc_root, "t0").startswith(f"{path}: no readable VOC annotation (")
+
+
+@given(position=st.integers(0, len(ANNOTATION) - 1), bits=st.integers(1, 255))
+def test_damaged_annotation_is_either_read_or_refused_by_name(tmp_path_factory, position, bits):
+    """No flipped byte makes a traceback."""
+    root = tmp_path_factory.mktemp("damaged")
+    path = voc.annotation_path(root, "t0")
+    path.parent.mkdir()
+    content = bytearray(ANNOTATION.encode())
+    content[position] ^= bits
+    path.write_bytes(content)
+    try:
+        assert all(isinstance(box, voc.Box) for box in voc.read_boxes(root, "t0"))
+    except PipelineError as error:
+        assert str(error).startswith(f"{path}: ")
+        assert "\n" not in str(error)
