@@ -1,17 +1,19 @@
 """Guided attention, one function per equation of "Tell Me Where to Look" (Li et al., CVPR 2018, arXiv 1802.10171).
 
-Legend: B images, C foreground classes, K channels of conv5_3, (h, w) its grid at stride 16, N (image, class) pairs.
+Legend: B images, C foreground classes, K channels of conv5_3, (h, w) the grid of the attention layer (conv5_3 at stride
+16, unless the network says pool5), N (image, class) pairs.
 Attention is computed in float32 with autocast off, from logits: behind a sigmoid the map's weight would carry the
 sigmoid's derivative, which is exactly 0 in float32 at a logit of 17.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from pipeline.model.fcn8s import STRIDE, Classifier, FCN8s
+from pipeline.model.fcn8s import AttentionGrid, Classifier, FCN8s, pool
 
 DEAD_MAP_MAXIMUM = 1e-6  # a map whose maximum is below this attends to nothing
 
@@ -40,12 +42,13 @@ def importance_weights(
     """Eq. 1 in closed form: w^c_k = GAP(d s^c / d f_k) = J_ck / (h w), J the Jacobian of the classifier.
 
     Max pooling routes each window to one cell and average pooling weighs all windows alike, so the gradient summed
-    over the grid is the Jacobian of the linear layers at GAP(pool5): ((W3 [h2 > 0]) W2 [h1 > 0]) W1. No backward
-    pass, every class at once. Checked against autograd, pytorch-grad-cam and captum in tests/gain.
+    over the grid is the Jacobian of the linear layers at GAP(pool5): ((W3 [h2 > 0]) W2 [h1 > 0]) W1, whether the grid
+    is that of conv5_3 or of pool5. No backward pass, every class at once. Checked against autograd, pytorch-grad-cam
+    and captum in tests/gain.
 
     Args:
         pooled: (B, K) float32 from `FCN8s.pooled`.
-        grid: (h, w) of conv5_3.
+        grid: (h, w) of the attention layer.
         second_order: keep the graph to the classifier's weights. The trunk's gradient is the same either way,
             since the Jacobian of a ReLU network is piecewise constant in its input.
 
@@ -60,18 +63,27 @@ def importance_weights(
         return (jacobian @ classifier.fc1.weight) / (grid[0] * grid[1])  # (B, C, K)
 
 
-def attention_map(weights: Tensor, conv5_3: Tensor) -> Tensor:
-    """Eq. 2: A^c = ReLU(sum_k w^c_k f_k). weights (B, C, K), conv5_3 (B, K, h, w) to (B, C, h, w), at least 0."""
-    return torch.einsum("bck,bkhw->bchw", weights, conv5_3).relu()
+def attention_map(weights: Tensor, features: Tensor) -> Tensor:
+    """Eq. 2: A^c = ReLU(sum_k w^c_k f_k). weights (B, C, K), features (B, K, h, w) to (B, C, h, w), at least 0."""
+    return torch.einsum("bck,bkhw->bchw", weights, features).relu()
 
 
 def class_attention(model: FCN8s, conv5_3: Tensor, *, second_order: bool = False) -> Tensor:
-    """Grad-CAM of every class: Eqs. 1 and 2. conv5_3 (B, K, h, w) to (B, C, h, w) float32, not normalised."""
+    """Grad-CAM of every class, Eqs. 1 and 2, at the network's attention layer.
+
+    Args:
+        conv5_3: (B, K, H/16, W/16).
+        second_order: see `importance_weights`.
+
+    Returns:
+        (B, C, h, w) float32, not normalised.
+    """
     with torch.autocast(conv5_3.device.type, enabled=False):
         conv5_3 = conv5_3.float()
-        grid = (conv5_3.shape[2], conv5_3.shape[3])
+        features = pool(conv5_3) if model.attention_layer == "pool5" else conv5_3
+        grid = (features.shape[2], features.shape[3])
         weights = importance_weights(model.classifier, model.pooled(conv5_3), grid, second_order=second_order)
-        return attention_map(weights, conv5_3)
+        return attention_map(weights, features)
 
 
 def normalise_attention(attention: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,21 +101,21 @@ def normalise_attention(attention: Tensor) -> tuple[Tensor, Tensor]:
     return normalised, alive[..., 0, 0]
 
 
-def attention_to_image(attention: Tensor, image_size: tuple[int, int], padding: int) -> Tensor:
-    """Bilinear, by exactly the stride, then cut to the image: cell (i, j) covers pixels 16 i to 16 i + 15.
+def attention_to_image(attention: Tensor, image_size: tuple[int, int], grid: AttentionGrid) -> Tensor:
+    """Bilinear, by exactly the stride, then cut to the image: at stride 16, cell (i, j) covers pixels 16 i to 16 i+15.
 
     Args:
-        attention: (N, h, w) on the grid of conv5_3.
+        attention: (N, h, w).
         image_size: (H, W) in pixels.
-        padding: of the network's conv1_1; padding 100 places the image 99 pixels inside the canvas.
+        grid: `FCN8s.attention_grid`; with padding 100 the image lies 99 pixels inside the canvas.
 
     Returns:
         (N, H, W).
     """
     if attention.shape[0] == 0:
         return attention.new_zeros((0, *image_size))
-    canvas = F.interpolate(attention[:, None], scale_factor=STRIDE, mode="bilinear", align_corners=False)[:, 0]
-    top = padding - 1
+    canvas = F.interpolate(attention[:, None], scale_factor=grid.stride, mode="bilinear", align_corners=False)[:, 0]
+    top = grid.padding - 1
     return canvas[:, top : top + image_size[0], top : top + image_size[1]]
 
 
@@ -140,6 +152,11 @@ class GuidedNetwork(nn.Module):
         mask_threshold, mask_slope: sigma and omega of Eq. 4.
         max_classes_per_image: cap on the masked images of one image.
         second_order: see `importance_weights`.
+        trunk_gradient: share in [0, 1] of the gradient of both attention losses that goes through the map into the
+            trunk. The classifier, with second order, gets all of it: choosing among the channels that are there
+            costs the segmentation less than changing them.
+        am_grad: who learns from the masked pass. `shared`: the network that classifies it and the map that masks it, as
+            in the paper; `attention_only`: the map alone, its judge standing still.
     """
 
     def __init__(
@@ -150,6 +167,8 @@ class GuidedNetwork(nn.Module):
         mask_slope: float = 10.0,
         max_classes_per_image: int = 4,
         second_order: bool = False,
+        trunk_gradient: float = 1.0,
+        am_grad: Literal["shared", "attention_only"] = "shared",
     ) -> None:
         super().__init__()
         self.model = model
@@ -157,6 +176,8 @@ class GuidedNetwork(nn.Module):
         self.mask_slope = mask_slope
         self.max_classes_per_image = max_classes_per_image
         self.second_order = second_order
+        self.trunk_gradient = trunk_gradient
+        self.am_grad = am_grad
 
     def forward(self, image: Tensor, image_labels: Tensor, needs: frozenset[str]) -> GuidedOutput:
         """Compute what the losses named in `needs` are made of, and nothing else.
@@ -176,7 +197,8 @@ class GuidedNetwork(nn.Module):
         if not needs & {"attention_mining", "external_supervision"}:
             return output
         pairs = class_pairs(image_labels, self.max_classes_per_image)
-        maps = class_attention(self.model, features.conv5_3, second_order=self.second_order)
+        conv5_3 = torch.lerp(features.conv5_3.detach(), features.conv5_3, self.trunk_gradient)
+        maps = class_attention(self.model, conv5_3, second_order=self.second_order)
         attention, alive = normalise_attention(maps[pairs.image_index, pairs.class_index])
         output = output._replace(pairs=pairs, attention=attention, alive=alive)
         if "attention_mining" in needs:
@@ -186,8 +208,11 @@ class GuidedNetwork(nn.Module):
     def _masked_logits(self, image: Tensor, attention: Tensor, alive: Tensor, pairs: Pairs) -> Tensor:
         if pairs.image_index.numel() == 0:
             return attention.new_zeros(0)
-        upsampled = attention_to_image(attention, (image.shape[2], image.shape[3]), self.model.padding)
+        upsampled = attention_to_image(attention, (image.shape[2], image.shape[3]), self.model.attention_grid)
         mask = soft_mask(upsampled, threshold=self.mask_threshold, slope=self.mask_slope) * alive[:, None, None]
         masked = masked_image(image[pairs.image_index], mask)
-        logits = self.model.classify(self.model.features(masked).conv5_3)
-        return logits.gather(1, pairs.class_index[:, None])[:, 0]
+        # Detached parameters let the gradient through to the mask and stop there.
+        detach = self.am_grad == "attention_only"
+        judge = {name: p.detach() if detach else p for name, p in self.model.named_parameters()}
+        _, logits = functional_call(self.model, judge, (masked,), {"segmentation": False})
+        return logits.gather(1, pairs.class_index[:, None])[:, 0]  # type: ignore[no-any-return]

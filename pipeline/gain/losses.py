@@ -1,6 +1,8 @@
 """The four losses of guided training and their weighted sum. Equation numbers: arXiv 1802.10171."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -8,8 +10,8 @@ from torch import Tensor
 
 from pipeline.data.loading import Sample
 from pipeline.data.voc import IGNORE_INDEX
-from pipeline.gain.attention import GuidedOutput, Pairs
-from pipeline.model.fcn8s import STRIDE, attention_grid
+from pipeline.gain.attention import GuidedOutput, Pairs, attention_to_image
+from pipeline.model.fcn8s import AttentionGrid
 
 LOSS_NAMES = ("segmentation", "classification", "attention_mining", "external_supervision")
 ATTENTION_LOSSES = frozenset({"attention_mining", "external_supervision"})
@@ -50,72 +52,113 @@ def attention_mining_loss(masked_logits: Tensor, alive: Tensor) -> Tensor:
     return _masked_mean(masked_logits.float().sigmoid(), alive)
 
 
-def external_supervision_loss(attention: Tensor, mask: Tensor, weight: Tensor, selected: Tensor) -> Tensor:
-    """Eq. 7: L_e = (A^c - H^c)^2, here a mean over valid cells and then over pairs.
-
-    The paper sums over cells, which ties the loss weight to the image size.
+def external_supervision_loss(
+    attention: Tensor, mask: Tensor, weight: Tensor, selected: Tensor, reduction: Literal["mean", "sum"] = "mean"
+) -> Tensor:
+    """Eq. 7: L_e = (A^c - H^c)^2 over the cells of a map, then a mean over pairs.
 
     Args:
         attention: (N, h, w) normalised to [0, 1].
         mask: (N, h, w) H^c in [0, 1] from `pixel_supervision`.
         weight: (N, h, w) in [0, 1], 0 where all is void.
-        selected: (N,) bool: pairs with a live map whose image has pixel labels.
+        selected: (N,) bool: pairs with a live map whose image is supervised.
+        reduction: over cells. The paper's sum ties the loss weight to the image size; the mean does not.
 
     Returns:
-        () float32 in [0, 1], 0 without a selected pair.
+        () float32, at least 0, with the mean at most 1; 0 without a selected pair.
     """
-    squared = (attention.float() - mask) ** 2 * weight
-    per_pair = squared.sum(dim=(1, 2)) / weight.sum(dim=(1, 2)).clamp(min=1e-6)
+    per_pair = ((attention.float() - mask) ** 2 * weight).sum(dim=(1, 2))
+    if reduction == "mean":
+        per_pair = per_pair / weight.sum(dim=(1, 2)).clamp(min=1e-6)
     return _masked_mean(per_pair, selected)
 
 
-def pixel_supervision(target: Tensor, pairs: Pairs, padding: int) -> tuple[Tensor, Tensor]:
-    """H^c of Eq. 7 on the grid of conv5_3: class masks averaged over each cell and divided by their maximum.
+def pixel_supervision(
+    guidance: Tensor, pairs: Pairs, grid: AttentionGrid, sharpness: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """H^c of Eq. 7 on the attention grid: class masks averaged over each cell and divided by their maximum.
 
     Args:
-        target: (B, H, W) int64, 0 background, 1..C, 255 = void.
-        padding: of the network's conv1_1.
+        guidance: (B, H, W) integer class values: 0 background, 1..C, 255 = void.
+        sharpness: exponent of H^c. Above 1, cells that an object only touches ask for less attention than the share
+            that it covers, which makes up for what upsampling a map spreads beyond the object.
 
     Returns:
         H^c (N, h, w) in [0, 1], and the share of each cell (N, h, w) that is inside the image and not void.
     """
-    grid = attention_grid((target.shape[1], target.shape[2]), padding)
-    before = padding - 1
-    right, bottom = (grid[1] * STRIDE - before - target.shape[2], grid[0] * STRIDE - before - target.shape[1])
-    canvas = F.pad(target, (before, right, before, bottom), value=IGNORE_INDEX)[pairs.image_index]
-    mask = _cell_means(canvas == pairs.class_index[:, None, None] + 1)
-    weight = _cell_means(canvas != IGNORE_INDEX)
-    return mask / mask.amax(dim=(1, 2), keepdim=True).clamp(min=1e-6), weight
+    size = (guidance.shape[1], guidance.shape[2])
+    (rows, columns), before = grid.shape(size), grid.padding - 1
+    right, bottom = columns * grid.stride - before - size[1], rows * grid.stride - before - size[0]
+    canvas = F.pad(guidance, (before, right, before, bottom), value=IGNORE_INDEX)[pairs.image_index]
+    mask = _cell_means(canvas == pairs.class_index[:, None, None] + 1, grid.stride)
+    weight = _cell_means(canvas != IGNORE_INDEX, grid.stride)
+    return (mask / mask.amax(dim=(1, 2), keepdim=True).clamp(min=1e-6)) ** sharpness, weight
 
 
-def compute_losses(output: GuidedOutput, batch: Sample, needs: frozenset[str], padding: int) -> dict[str, Tensor]:
-    """The unweighted losses named in `needs`, keyed by LOSS_NAMES, each () float32."""
-    losses: dict[str, Tensor] = {}
-    if "segmentation" in needs:
-        losses["segmentation"] = segmentation_loss(output.seg_logits, batch.target)  # type: ignore[arg-type]
-    if "classification" in needs:
-        losses["classification"] = classification_loss(output.class_logits, batch.image_labels)  # type: ignore[arg-type]
-    if "attention_mining" in needs:
-        losses["attention_mining"] = attention_mining_loss(output.masked_logits, output.alive)  # type: ignore[arg-type]
-    if "external_supervision" in needs:
-        assert output.pairs is not None
-        assert output.attention is not None
-        assert output.alive is not None
-        mask, weight = pixel_supervision(batch.target, output.pairs, padding)
-        selected = output.alive & batch.pixel_label[output.pairs.image_index]
-        losses["external_supervision"] = external_supervision_loss(output.attention, mask, weight, selected)
-    return losses
+@dataclass(frozen=True)
+class Criterion:
+    """The losses of a run and their weighted sum.
+
+    Args:
+        loss_weights: by LOSS_NAMES; a loss that is not named, or weighs 0, is not computed.
+        grid: `FCN8s.attention_grid`.
+        guidance_resolution: where Eq. 7 compares attention with guidance: on the attention `grid`, or upsampled, at
+            the resolution of the `image`.
+        guidance_reduction: see `external_supervision_loss`.
+        guidance_sharpness: see `pixel_supervision`; without effect at the resolution of the image.
+    """
+
+    loss_weights: Mapping[str, float]
+    grid: AttentionGrid
+    guidance_resolution: Literal["grid", "image"] = "grid"
+    guidance_reduction: Literal["mean", "sum"] = "mean"
+    guidance_sharpness: float = 1.0
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names of the losses to compute."""
+        return frozenset(name for name, weight in self.loss_weights.items() if weight > 0)
+
+    def __call__(self, output: GuidedOutput, batch: Sample) -> dict[str, Tensor]:
+        """The unweighted losses, keyed by LOSS_NAMES, each () float32."""
+        losses: dict[str, Tensor] = {}
+        if output.seg_logits is not None:
+            losses["segmentation"] = segmentation_loss(output.seg_logits, batch.target)
+        if output.class_logits is not None:
+            losses["classification"] = classification_loss(output.class_logits, batch.image_labels)
+        if output.masked_logits is not None and output.alive is not None:
+            losses["attention_mining"] = attention_mining_loss(output.masked_logits, output.alive)
+        if "external_supervision" in self.needs:
+            losses["external_supervision"] = self._external_supervision(output, batch.guidance)
+        return losses
+
+    def total(self, losses: Mapping[str, Tensor], ramp: float) -> Tensor:
+        """Eqs. 6 and 8 with the segmentation loss: sum of weight times loss; `ramp` in [0, 1] scales attention's."""
+        terms = [
+            loss * self.loss_weights[name] * (ramp if name in ATTENTION_LOSSES else 1.0)
+            for name, loss in losses.items()
+        ]
+        return torch.stack(terms).sum()
+
+    def _external_supervision(self, output: GuidedOutput, guidance: Tensor) -> Tensor:
+        pairs, attention, alive = output.pairs, output.attention, output.alive
+        assert pairs is not None
+        assert attention is not None
+        assert alive is not None
+        if self.guidance_resolution == "image":
+            attention = attention_to_image(attention, (guidance.shape[1], guidance.shape[2]), self.grid)
+            pixels = guidance[pairs.image_index]
+            mask, weight = (pixels == pairs.class_index[:, None, None] + 1).float(), (pixels != IGNORE_INDEX).float()
+        else:
+            mask, weight = pixel_supervision(guidance, pairs, self.grid, self.guidance_sharpness)
+        # Without a pixel of its class, nobody has said where to look.
+        selected = alive & (mask.amax(dim=(1, 2)) > 0)
+        return external_supervision_loss(attention, mask, weight, selected, self.guidance_reduction)
 
 
-def weighted_sum(losses: Mapping[str, Tensor], loss_weights: Mapping[str, float], ramp: float) -> Tensor:
-    """Eqs. 6 and 8 with the segmentation loss: sum of weight times loss; `ramp` in [0, 1] scales attention losses."""
-    terms = [loss * loss_weights[name] * (ramp if name in ATTENTION_LOSSES else 1.0) for name, loss in losses.items()]
-    return torch.stack(terms).sum()
-
-
-def _cell_means(pixels: Tensor) -> Tensor:
+def _cell_means(pixels: Tensor, stride: int) -> Tensor:
     # With a channel dimension, since pooling refuses an empty batch of (H, W) maps.
-    return F.avg_pool2d(pixels[:, None].float(), STRIDE)[:, 0]
+    return F.avg_pool2d(pixels[:, None].float(), stride)[:, 0]
 
 
 def _masked_mean(values: Tensor, selected: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 # Convolutions and channels of VGG16's five blocks at width 1.
 VGG16_BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
-STRIDE = 16  # of conv5_3, in image pixels
+# Layers whose Grad-CAM has a closed form, and their stride in image pixels.
+ATTENTION_STRIDES = {"conv5_3": 16, "pool5": 32}
 
 # Caffe's crops with padding 100: skip scores and output are cut to the upsampled map at these offsets.
 CAFFE_CROP_POOL4, CAFFE_CROP_POOL3, CAFFE_CROP_OUTPUT = 5, 9, 31
@@ -28,6 +29,18 @@ class Features(NamedTuple):
     pool3: Tensor  # (B, 256 w, H/8, W/8)
     pool4: Tensor  # (B, 512 w, H/16, W/16)
     conv5_3: Tensor  # (B, 512 w, H/16, W/16), after ReLU
+
+
+class AttentionGrid(NamedTuple):
+    """The cells of the attention layer over the image: they tile a canvas that begins `padding` - 1 before it."""
+
+    stride: int  # pixels
+    padding: int  # of conv1_1
+
+    def shape(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width in cells for an image of `image_size` (H, W) pixels."""
+        height, width = (math.ceil((side + 2 * (self.padding - 1)) / self.stride) for side in image_size)
+        return height, width
 
 
 class Trunk(nn.Module):
@@ -145,6 +158,7 @@ class FCN8s(nn.Module):
         padding: of conv1_1, 1 or 100 (Caffe). The two need different weights; it never changes after construction.
         dropout: probability after fc6 and fc7.
         skip_scales: factors on pool4 and pool3 before scoring; (0.01, 0.0001) for "at once" training.
+        attention_layer: whose activations Grad-CAM weighs: conv5_3 (after ReLU, stride 16; the paper's) or pool5 (32).
     """
 
     PARTS = ("trunk", "decoder", "classifier")
@@ -160,10 +174,12 @@ class FCN8s(nn.Module):
         padding: int = 1,
         dropout: float = 0.5,
         skip_scales: tuple[float, float] = (1.0, 1.0),
+        attention_layer: str = "conv5_3",
     ) -> None:
         super().__init__()
         self.num_foreground_classes = num_foreground_classes
-        self.padding = padding
+        self.attention_layer = attention_layer
+        self.attention_grid = AttentionGrid(ATTENTION_STRIDES[attention_layer], padding)
         self.trunk = Trunk(width=width, batch_norm=batch_norm, padding=padding)
         self.decoder = Decoder(
             num_foreground_classes + 1,
@@ -196,10 +212,11 @@ class FCN8s(nn.Module):
         """conv5_3 (B, K, h, w) to GAP(pool5), (B, K) float32."""
         return pool(conv5_3.float()).mean(dim=(2, 3))
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) to segmentation logits (B, C + 1, H, W) and class logits (B, C)."""
+    def forward(self, image: Tensor, *, segmentation: bool = True) -> tuple[Tensor | None, Tensor]:
+        """(B, 3, H, W) to segmentation logits (B, C + 1, H, W), None if not wanted, and class logits (B, C)."""
         features = self.features(image)
-        return self.segment(features, (image.shape[2], image.shape[3])), self.classify(features.conv5_3)
+        seg_logits = self.segment(features, (image.shape[2], image.shape[3])) if segmentation else None
+        return seg_logits, self.classify(features.conv5_3)
 
 
 def pool(x: Tensor) -> Tensor:
@@ -222,8 +239,3 @@ def bilinear_upsampling(num_classes: int, *, factor: int) -> nn.ConvTranspose2d:
     kernel[range(num_classes), range(num_classes)] = torch.outer(ramp, ramp)
     layer.weight = nn.Parameter(kernel, requires_grad=False)
     return layer
-
-
-def attention_grid(image_size: tuple[int, int], padding: int) -> tuple[int, int]:
-    """Height and width of conv5_3 for an image of `image_size` (H, W)."""
-    return tuple(math.ceil((side + 2 * (padding - 1)) / STRIDE) for side in image_size)  # type: ignore[return-value]

@@ -18,6 +18,8 @@ from pipeline.gain.attention import (
     normalise_attention,
     soft_mask,
 )
+from pipeline.gain.losses import attention_mining_loss
+from pipeline.model.fcn8s import AttentionGrid, pool
 from pipeline.training import training_mode
 
 SIZES = [(1, 32, 32), (3, 47, 61), (2, 33, 80), (2, 17, 16)]
@@ -36,29 +38,45 @@ class ClassLogits(nn.Module):
         return self.model.classify(self.last_convolution(self.model.features(image).conv5_3))
 
 
-def autograd_weights(model, image):
-    """Eq. 1 as written: one backward pass per class."""
-    conv5_3 = model.features(image).conv5_3.detach().requires_grad_()
-    logits = model.classify(conv5_3)
-    gradients = [torch.autograd.grad(logits[:, c].sum(), conv5_3, retain_graph=True)[0] for c in range(logits.shape[1])]
-    return torch.stack([gradient.mean(dim=(2, 3)) for gradient in gradients], dim=1), conv5_3
+def autograd_weights(model, image, layer="conv5_3"):
+    """Eq. 1 as written: one backward pass per class. The weights and the activations of `layer`."""
+    features = model.features(image).conv5_3
+    features = (pool(features) if layer == "pool5" else features).detach().requires_grad_()
+    pooled = (pool(features) if layer == "conv5_3" else features).mean(dim=(2, 3))
+    logits = model.classifier(pooled)
+    gradients = [
+        torch.autograd.grad(logits[:, c].sum(), features, retain_graph=True)[0] for c in range(logits.shape[1])
+    ]
+    return torch.stack([gradient.mean(dim=(2, 3)) for gradient in gradients], dim=1), features
 
 
 def relative_difference(a, b):
     return float((a - b).detach().abs().max() / b.detach().abs().max())
 
 
+@pytest.mark.parametrize("layer", ["conv5_3", "pool5"])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
-def test_closed_form_equals_autograd(tiny_model, size, dtype, tolerance):
+def test_closed_form_equals_autograd(tiny_model, layer, size, dtype, tolerance):
     model = tiny_model().to(dtype)
-    # `classify` computes in float32 by contract; its float64 twin is composed here.
-    model.classify = lambda conv5_3: model.classifier(F.max_pool2d(conv5_3, 2, 2, ceil_mode=True).mean(dim=(2, 3)))
-    expected, conv5_3 = autograd_weights(model, torch.randn(size[0], 3, *size[1:], dtype=dtype))
-    pooled = F.max_pool2d(conv5_3, 2, 2, ceil_mode=True).mean(dim=(2, 3))
-    weights = importance_weights(model.classifier, pooled, tuple(conv5_3.shape[2:]))
+    image = torch.randn(size[0], 3, *size[1:], dtype=dtype)
+    expected, features = autograd_weights(model, image, layer)
+    pooled = pool(model.features(image).conv5_3).mean(dim=(2, 3))
+    weights = importance_weights(model.classifier, pooled, tuple(features.shape[2:]))
     assert weights.shape == expected.shape
     assert relative_difference(weights, expected) < tolerance
+
+
+@pytest.mark.parametrize("padding", [1, 100])
+@pytest.mark.parametrize("layer", ["conv5_3", "pool5"])
+@pytest.mark.parametrize("size", SIZES)
+def test_maps_are_those_of_the_attention_layer(tiny_model, padding, layer, size):
+    model = tiny_model(attention_layer=layer, padding=padding)
+    image = torch.randn(size[0], 3, *size[1:])
+    weights, features = autograd_weights(model, image, layer)
+    maps = class_attention(model, model.features(image).conv5_3)
+    assert maps.shape[2:] == model.attention_grid.shape(size[1:])
+    assert relative_difference(maps, attention_map(weights, features)) < 1e-5
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -160,19 +178,23 @@ def test_masked_image_erases_to_the_data_mean():
     assert masked_image(image, mask)[0, 0].tolist() == [[0.0, 7.0], [3.5, 7.0]]
 
 
+@pytest.mark.parametrize("stride", [16, 32])
 @pytest.mark.parametrize("padding", [1, 100])
 @pytest.mark.parametrize("size", [(64, 64), (50, 77)])
-def test_attention_lies_where_the_features_are(tiny_model, padding, size):
-    """A map that is 1 in one cell peaks in the 16 pixels that the cell covers."""
-    model = tiny_model(padding=padding)
-    grid = model.features(torch.zeros(1, 3, *size)).conv5_3.shape[2:]
-    row, column = (((padding - 1) + side // 2) // 16 for side in size)
-    attention = torch.zeros(1, *grid)
+def test_attention_lies_where_the_features_are(stride, padding, size):
+    """A map that is 1 in one cell peaks in the pixels that the cell covers."""
+    grid = AttentionGrid(stride, padding)
+    row, column = (((padding - 1) + side // 2) // stride for side in size)
+    attention = torch.zeros(1, *grid.shape(size))
     attention[0, row, column] = 1.0
-    image = attention_to_image(attention, size, padding)
+    image = attention_to_image(attention, size, grid)
     assert image.shape == (1, *size)
     peak = divmod(int(image.flatten().argmax()), size[1])
-    assert [(position + padding - 1) // 16 for position in peak] == [row, column]
+    assert [(position + padding - 1) // stride for position in peak] == [row, column]
+
+
+def test_no_map_is_no_image():
+    assert attention_to_image(torch.zeros(0, 2, 3), (32, 40), AttentionGrid(16, 1)).shape == (0, 32, 40)
 
 
 def test_pairs_are_all_ground_truth_classes(batch):
@@ -208,12 +230,14 @@ def test_batch_equals_stacked_singles(tiny_model, batch):
         assert torch.allclose(getattr(together, name), stacked, atol=1e-5), name
 
 
-def test_masked_logits_are_the_pairs_own_class_on_its_own_image(tiny_model, batch):
-    model = tiny_model()
-    network = GuidedNetwork(model)
+@pytest.mark.parametrize("am_grad", ["shared", "attention_only"])
+@pytest.mark.parametrize("layer", ["conv5_3", "pool5"])
+def test_masked_logits_are_the_pairs_own_class_on_its_own_image(tiny_model, batch, layer, am_grad):
+    model = tiny_model(attention_layer=layer)
+    network = GuidedNetwork(model, am_grad=am_grad)
     output = network(batch.image, batch.image_labels, ALL_LOSSES)
     for n, (i, c) in enumerate(zip(*output.pairs, strict=True)):
-        upsampled = attention_to_image(output.attention[n : n + 1], (48, 40), 1)
+        upsampled = attention_to_image(output.attention[n : n + 1], (48, 40), model.attention_grid)
         mask = soft_mask(upsampled, threshold=0.5, slope=10.0) * output.alive[n]
         logit = model(masked_image(batch.image[i : i + 1], mask))[1][0, c]
         assert torch.allclose(output.masked_logits[n], logit, atol=1e-5)
@@ -238,3 +262,108 @@ def test_masked_images_do_not_enter_batch_norm_statistics(tiny_model, batch):
     GuidedNetwork(model)(batch.image, batch.image_labels, ALL_LOSSES)
     assert before
     assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
+
+
+# ---- who learns from the attention losses ----------------------------------------------------------------------------
+
+
+def mining(network, batch):
+    """L_am, the attention that it came from, and the gradient of L_am with respect to that attention."""
+    output = network(batch.image, batch.image_labels, frozenset({"attention_mining"}))
+    loss = attention_mining_loss(output.masked_logits, output.alive)
+    (gradient,) = torch.autograd.grad(loss, output.attention, retain_graph=True)
+    return loss, output.attention, gradient
+
+
+def parameter_gradients(model, value, upstream=None):
+    """By parameter; None where `value` does not depend on it."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    gradients = torch.autograd.grad(value, parameters.values(), upstream, retain_graph=True, allow_unused=True)
+    return dict(zip(parameters, gradients, strict=True))
+
+
+def test_both_judges_give_the_same_loss_and_the_same_gradient_to_the_map(tiny_model, batch):
+    model = tiny_model()
+    shared, alone = (mining(GuidedNetwork(model, am_grad=am_grad), batch) for am_grad in ("shared", "attention_only"))
+    assert torch.equal(shared[0], alone[0])
+    assert torch.equal(shared[2], alone[2])
+    assert alone[2].abs().max() > 0
+
+
+def test_attention_only_mining_reaches_parameters_through_the_map_alone(tiny_model, batch):
+    model = tiny_model()
+    network = GuidedNetwork(model, second_order=True, trunk_gradient=0.5, am_grad="attention_only")
+    loss, attention, upstream = mining(network, batch)
+    whole, through_the_map = parameter_gradients(model, loss), parameter_gradients(model, attention, upstream)
+    for name, gradient in through_the_map.items():
+        if gradient is None:
+            assert whole[name] is None, name
+        else:
+            assert torch.allclose(whole[name], gradient, rtol=1e-4, atol=1e-9), name
+    assert whole["trunk.conv5_3.weight"].abs().max() > 0
+    assert whole["classifier.fc1.weight"].abs().max() > 0
+
+
+@pytest.mark.parametrize("am_grad", ["shared", "attention_only"])
+def test_judge_of_the_masked_image_learns_only_if_shared(tiny_model, batch, am_grad):
+    """With nothing let through the map, what is left is what the masked pass gives to those who classify it."""
+    model = tiny_model()
+    loss, _, _ = mining(GuidedNetwork(model, trunk_gradient=0.0, am_grad=am_grad), batch)
+    learning = {
+        name
+        for name, gradient in parameter_gradients(model, loss).items()
+        if gradient is not None and gradient.abs().max() > 0
+    }
+    if am_grad == "attention_only":
+        assert learning == set()
+    else:
+        assert {"trunk.conv1_1.weight", "trunk.conv5_3.weight", "classifier.fc1.weight"} <= learning
+
+
+def test_judge_that_stands_still_keeps_its_statistics_too(tiny_model, batch):
+    model = tiny_model()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    training_mode(model, frozen=[], update_batch_norm=False)
+    mining(GuidedNetwork(model, am_grad="attention_only"), batch)
+    assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
+    assert all(p.requires_grad for p in model.trunk.parameters())
+
+
+def guided_gradients(model, batch, needs, trunk_gradient):
+    network = GuidedNetwork(model, second_order=True, trunk_gradient=trunk_gradient, am_grad="attention_only")
+    output = network(batch.image, batch.image_labels, frozenset({needs}))
+    if needs == "attention_mining":
+        loss = attention_mining_loss(output.masked_logits, output.alive)
+    else:
+        loss = output.attention.square().mean()
+    gradients = parameter_gradients(model, loss)
+    trunk = {name: g for name, g in gradients.items() if name.startswith("trunk.")}
+    classifier = {name: g for name, g in gradients.items() if name.startswith("classifier.") and g is not None}
+    return output.attention, trunk, classifier
+
+
+@pytest.mark.parametrize("needs", ["attention_mining", "external_supervision"])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5])
+def test_trunk_gets_its_share_of_the_gradient_and_the_classifier_all(tiny_model, batch, needs, share):
+    model = tiny_model()
+    attention, trunk, classifier = guided_gradients(model, batch, needs, share)
+    whole_attention, whole_trunk, whole_classifier = guided_gradients(model, batch, needs, 1.0)
+    assert torch.equal(attention, whole_attention)
+    assert max(g.abs().max() for g in whole_trunk.values()) > 0
+    for name, gradient in whole_trunk.items():
+        assert torch.allclose(trunk[name], share * gradient, rtol=1e-5, atol=1e-5 * gradient.abs().max()), name
+    if share == 0.0:
+        assert all(not g.any() for g in trunk.values())
+    assert set(classifier) == {"classifier.fc1.weight", "classifier.fc2.weight", "classifier.score.weight"}
+    for name, gradient in whole_classifier.items():
+        assert torch.equal(classifier[name], gradient), name
+
+
+@pytest.mark.parametrize("second_order", [False, True])
+def test_attention_losses_reach_the_classifier_with_second_order_alone(tiny_model, batch, second_order):
+    model = tiny_model()
+    network = GuidedNetwork(model, second_order=second_order)
+    output = network(batch.image, batch.image_labels, frozenset({"external_supervision"}))
+    output.attention.square().mean().backward()
+    for layer in (model.classifier.fc1, model.classifier.fc2, model.classifier.score):
+        assert (layer.weight.grad is not None and bool(layer.weight.grad.any())) is second_order

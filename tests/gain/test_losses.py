@@ -3,19 +3,27 @@ import math
 import pytest
 import torch
 
-from pipeline.gain.attention import GuidedNetwork, Pairs, class_pairs
+from pipeline.data.loading import Sample
+from pipeline.gain.attention import GuidedNetwork, GuidedOutput, Pairs, class_pairs
 from pipeline.gain.losses import (
     LOSS_NAMES,
+    Criterion,
     attention_mining_loss,
     classification_loss,
-    compute_losses,
     external_supervision_loss,
     pixel_supervision,
     segmentation_loss,
-    weighted_sum,
 )
+from pipeline.model.fcn8s import AttentionGrid
 
-ALL_LOSSES = frozenset(LOSS_NAMES)
+CONV5_3 = AttentionGrid(stride=16, padding=1)
+ALL_WEIGHTS = dict.fromkeys(LOSS_NAMES, 1.0)
+GUIDED = {"external_supervision": 1.0}
+
+
+def losses_of(model, batch, weights, grid=CONV5_3):
+    criterion = Criterion(weights, grid)
+    return criterion(GuidedNetwork(model)(batch.image, batch.image_labels, criterion.needs), batch)
 
 
 def test_segmentation_loss_by_hand_leaves_void_out():
@@ -59,24 +67,168 @@ def test_external_supervision_does_not_depend_on_the_image_size():
     assert float(small) == float(large) == 0.25
 
 
+def test_external_supervision_sums_over_the_cells_on_request():
+    attention, mask = torch.tensor([[[1.0, 0.0]], [[0.5, 0.5]]]), torch.tensor([[[0.0, 0.0]], [[1.0, 0.5]]])
+    weight, selected = torch.tensor([[[1.0, 1.0]], [[1.0, 0.0]]]), torch.tensor([True, True])
+    # First pair: 1 + 0. Second: 0.25, its second cell being void. The mean over pairs stays.
+    loss = external_supervision_loss(attention, mask, weight, selected, "sum")
+    assert float(loss) == pytest.approx((1.0 + 0.25) / 2)
+
+
 def test_pixel_supervision_by_hand():
-    target = torch.zeros(1, 32, 48, dtype=torch.int64)
-    target[0, :16, :8] = 1  # half of cell (0, 0)
-    target[0, 16:20, 16:32] = 1  # a quarter of cell (1, 1)
-    target[0, 16:32, 32:48] = 255
-    mask, weight = pixel_supervision(target, Pairs(torch.tensor([0]), torch.tensor([0])), padding=1)
+    guidance = torch.zeros(1, 32, 48, dtype=torch.uint8)
+    guidance[0, :16, :8] = 1  # half of cell (0, 0)
+    guidance[0, 16:20, 16:32] = 1  # a quarter of cell (1, 1)
+    guidance[0, 16:32, 32:48] = 255
+    pairs = Pairs(torch.tensor([0]), torch.tensor([0]))
+    mask, weight = pixel_supervision(guidance, pairs, CONV5_3)
     assert mask.tolist() == [[[1.0, 0.0, 0.0], [0.0, 0.5, 0.0]]]
     assert weight.tolist() == [[[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]]]
+    mask, sharp_weight = pixel_supervision(guidance, pairs, CONV5_3, sharpness=2.0)
+    assert mask.tolist() == [[[1.0, 0.0, 0.0], [0.0, 0.25, 0.0]]]
+    assert torch.equal(sharp_weight, weight)
 
 
+def test_pixel_supervision_at_stride_32_by_hand():
+    guidance = torch.zeros(1, 32, 48, dtype=torch.uint8)
+    guidance[0, :, :16] = 1  # half of cell (0, 0)
+    guidance[0, :4, 32:] = 1  # a sixteenth of cell (0, 1), whose other half is beyond the image
+    mask, weight = pixel_supervision(guidance, Pairs(torch.tensor([0]), torch.tensor([0])), AttentionGrid(32, 1))
+    assert mask.tolist() == [[[1.0, 0.125]]]
+    assert weight.tolist() == [[[1.0, 0.5]]]
+
+
+@pytest.mark.parametrize("layer", ["conv5_3", "pool5"])
 @pytest.mark.parametrize("padding", [1, 100])
-def test_pixel_supervision_lies_on_the_grid_of_the_features(tiny_model, padding):
-    model = tiny_model(padding=padding)
-    target = torch.ones(1, 50, 77, dtype=torch.int64)
-    mask, weight = pixel_supervision(target, Pairs(torch.tensor([0]), torch.tensor([0])), padding)
-    conv5_3 = model.features(torch.zeros(1, 3, 50, 77)).conv5_3
-    assert mask.shape == weight.shape == (1, *conv5_3.shape[2:])
-    assert float(weight.sum()) * 256 == pytest.approx(50 * 77)
+def test_pixel_supervision_lies_on_the_grid_of_the_attention(tiny_model, padding, layer):
+    model = tiny_model(padding=padding, attention_layer=layer)
+    guidance = torch.ones(1, 50, 77, dtype=torch.uint8)
+    pairs = Pairs(torch.tensor([0]), torch.tensor([0]))
+    mask, weight = pixel_supervision(guidance, pairs, model.attention_grid)
+    labels, needs = torch.tensor([[1.0, 0, 0]]), frozenset({"external_supervision"})
+    output = GuidedNetwork(model)(torch.zeros(1, 3, 50, 77), labels, needs)
+    assert mask.shape == weight.shape == output.attention.shape
+    assert float(weight.sum()) * model.attention_grid.stride**2 == pytest.approx(50 * 77)
+
+
+# ---- what guides, and where ------------------------------------------------------------------------------------------
+
+
+def hand_made(attention, guidance, alive=None):
+    """Pairs of one 32 x 32 image, one for each given map, of the classes 1, 2, ...: output and batch."""
+    attention, count = torch.tensor(attention).requires_grad_(), len(attention)
+    pairs = Pairs(torch.zeros(count, dtype=torch.int64), torch.arange(count))
+    alive = torch.ones(count, dtype=torch.bool) if alive is None else torch.tensor(alive)
+    labels = torch.ones(1, count)
+    batch = Sample(torch.zeros(1, 3, 32, 32), guidance.long(), guidance, labels, torch.tensor([0]))
+    return GuidedOutput(pairs=pairs, attention=attention, alive=alive), batch
+
+
+def corner(side):
+    guidance = torch.zeros(1, 32, 32, dtype=torch.uint8)
+    guidance[0, :side, :side] = 1
+    return guidance
+
+
+def supervision(output, batch, **options):
+    return Criterion(GUIDED, CONV5_3, **options)(output, batch)["external_supervision"]
+
+
+ONES, HALVES = [[1.0, 1.0], [1.0, 1.0]], [[0.5, 0.5], [0.5, 0.5]]
+
+
+@pytest.mark.parametrize("resolution", ["grid", "image"])
+def test_guidance_that_knows_nothing_supervises_nothing(resolution):
+    output, batch = hand_made([ONES, HALVES], torch.full((1, 32, 32), 255, dtype=torch.uint8))
+    loss = supervision(output, batch, guidance_resolution=resolution, guidance_reduction="sum")
+    loss.backward()
+    assert loss.item() == 0.0
+    assert not output.attention.grad.any()
+
+
+@pytest.mark.parametrize("resolution", ["grid", "image"])
+def test_image_without_guidance_does_not_dilute_the_others(resolution):
+    """Both images are of class 1; the mean is over the pair of the first alone."""
+    guidance = torch.cat([corner(16), torch.full((1, 32, 32), 255, dtype=torch.uint8)])
+    pairs = Pairs(torch.tensor([0, 1]), torch.tensor([0, 0]))
+    output = GuidedOutput(pairs=pairs, attention=torch.tensor([HALVES, ONES]), alive=torch.tensor([True, True]))
+    batch = Sample(torch.zeros(2, 3, 32, 32), guidance.long(), guidance, torch.ones(2, 1), torch.arange(2))
+    assert supervision(output, batch, guidance_resolution=resolution).item() == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("resolution", ["grid", "image"])
+def test_class_without_a_pixel_of_guidance_is_skipped(resolution):
+    """The second class is in the image, but nobody has said where; it neither counts nor dilutes the first."""
+    output, batch = hand_made([HALVES, ONES], corner(16))
+    loss = supervision(output, batch, guidance_resolution=resolution)
+    loss.backward()
+    assert loss.item() == pytest.approx(0.25)
+    assert output.attention.grad[0].any()
+    assert not output.attention.grad[1].any()
+
+
+@pytest.mark.parametrize("resolution", ["grid", "image"])
+def test_dead_map_is_not_supervised(resolution):
+    output, batch = hand_made([ONES], corner(16), alive=[False])
+    assert supervision(output, batch, guidance_resolution=resolution).item() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("resolution", "reduction", "expected"),
+    [
+        # H is 1 in the cell that the object touches: 3 of 4 cells are wrong.
+        ("grid", "mean", 3 / 4),
+        ("grid", "sum", 3.0),
+        # 8 x 8 pixels are the object's: all others are wrong.
+        ("image", "mean", (32**2 - 8**2) / 32**2),
+        ("image", "sum", 32.0**2 - 8**2),
+    ],
+)
+def test_resolution_and_reduction_by_hand(resolution, reduction, expected):
+    output, batch = hand_made([ONES], corner(8))
+    loss = supervision(output, batch, guidance_resolution=resolution, guidance_reduction=reduction)
+    assert loss.item() == pytest.approx(expected)
+
+
+def test_void_pixels_are_left_out_at_the_resolution_of_the_image():
+    guidance = corner(8)
+    guidance[0, 16:] = 255
+    output, batch = hand_made([ONES], guidance)
+    loss = supervision(output, batch, guidance_resolution="image")
+    assert loss.item() == pytest.approx((16 * 32 - 8**2) / (16 * 32))
+
+
+def test_supervision_at_the_resolution_of_the_image_leaves_the_padding_out():
+    """With padding 100 the map reaches 99 pixels beyond the image; what it says there is compared with nothing."""
+    grid = AttentionGrid(16, 100)
+    attention = torch.zeros(grid.shape((32, 32)))
+    attention[5:10, 5:10] = 1.0  # all cells that upsampling mixes into pixels 99 to 130 of the canvas
+    output, batch = hand_made([attention.tolist()], corner(32))
+    loss = Criterion(GUIDED, grid, guidance_resolution="image")(output, batch)["external_supervision"]
+    assert loss.item() == 0.0
+
+
+@pytest.mark.parametrize(("sharpness", "expected"), [(1.0, 0.5), (2.0, 0.25), (3.0, 0.125)])
+def test_sharpness_lowers_what_partly_covered_cells_ask_for(sharpness, expected):
+    guidance = corner(16)
+    guidance[0, :16, 16:24] = 1  # half of cell (0, 1)
+    output, batch = hand_made([[[1.0, expected], [0.0, 0.0]]], guidance)
+    assert supervision(output, batch, guidance_sharpness=sharpness).item() == pytest.approx(0.0, abs=1e-12)
+    assert supervision(output, batch, guidance_sharpness=sharpness + 1).item() > 1e-4
+
+
+def test_sharpness_has_no_effect_at_the_resolution_of_the_image():
+    output, batch = hand_made([HALVES], corner(8))
+    losses = [supervision(output, batch, guidance_resolution="image", guidance_sharpness=s) for s in (1.0, 3.0)]
+    assert torch.equal(*losses)
+
+
+# ---- the criterion ---------------------------------------------------------------------------------------------------
+
+
+def test_losses_without_weight_are_not_needed():
+    weights = {"segmentation": 3.0, "classification": 0.0, "external_supervision": 1e-3}
+    assert Criterion(weights, CONV5_3).needs == {"segmentation", "external_supervision"}
 
 
 def test_only_ground_truth_classes_are_mined(tiny_model, batch):
@@ -86,43 +238,48 @@ def test_only_ground_truth_classes_are_mined(tiny_model, batch):
     losses = []
     for bias in (0.0, 30.0):
         torch.nn.init.constant_(model.classifier.score.bias[1:].data, bias)
-        output = GuidedNetwork(model)(only_first.image, only_first.image_labels, frozenset({"attention_mining"}))
-        losses.append(compute_losses(output, only_first, frozenset({"attention_mining"}), 1)["attention_mining"])
+        losses.append(losses_of(model, only_first, {"attention_mining": 1.0})["attention_mining"])
     assert torch.equal(*losses)
 
 
-def test_only_images_with_pixel_labels_are_supervised(tiny_model, batch):
+def test_guidance_supervises_and_the_target_does_not(tiny_model, batch):
     model = tiny_model()
-    needs = frozenset({"external_supervision"})
-    output = GuidedNetwork(model)(batch.image, batch.image_labels, needs)
-    loss = compute_losses(output, batch, needs, 1)["external_supervision"]
-    other = batch.target.clone()
-    other[2:] = torch.flip(other[2:], dims=(1,))
-    assert torch.equal(loss, compute_losses(output, batch._replace(target=other), needs, 1)["external_supervision"])
-    none = batch._replace(pixel_label=torch.zeros(4, dtype=torch.bool))
-    assert compute_losses(output, none, needs, 1)["external_supervision"].item() == 0.0
+    loss = losses_of(model, batch, GUIDED)["external_supervision"]
+    assert loss.item() > 0.0
+    blind = batch._replace(target=torch.zeros_like(batch.target))
+    assert torch.equal(loss, losses_of(model, blind, GUIDED)["external_supervision"])
+    moved = batch._replace(guidance=torch.flip(batch.guidance, dims=(1,)))
+    assert not torch.equal(loss, losses_of(model, moved, GUIDED)["external_supervision"])
+    unknown = batch._replace(guidance=torch.full_like(batch.guidance, 255))
+    assert losses_of(model, unknown, GUIDED)["external_supervision"].item() == 0.0
 
 
-def test_images_without_a_class_join_the_batch(tiny_model, batch):
+@pytest.mark.parametrize("resolution", ["grid", "image"])
+def test_images_without_a_class_join_the_batch(tiny_model, batch, resolution):
     """No background or void need be present, and an image may hold no object at all."""
-    empty = batch._replace(target=torch.zeros_like(batch.target), image_labels=torch.zeros(4, 3))
-    output = GuidedNetwork(tiny_model())(empty.image, empty.image_labels, ALL_LOSSES)
-    losses = compute_losses(output, empty, ALL_LOSSES, 1)
+    empty = batch._replace(
+        target=torch.zeros_like(batch.target),
+        guidance=torch.zeros_like(batch.guidance),
+        image_labels=torch.zeros(4, 3),
+    )
+    criterion = Criterion(ALL_WEIGHTS, CONV5_3, guidance_resolution=resolution)
+    losses = criterion(GuidedNetwork(tiny_model())(empty.image, empty.image_labels, criterion.needs), empty)
     assert losses["attention_mining"].item() == losses["external_supervision"].item() == 0.0
-    assert torch.isfinite(weighted_sum(losses, dict.fromkeys(LOSS_NAMES, 1.0), 1.0))
+    assert torch.isfinite(criterion.total(losses, 1.0))
 
 
 @pytest.mark.parametrize("name", LOSS_NAMES)
 def test_every_weight_reaches_the_gradient(tiny_model, batch, name):
     """A weight that is parsed and logged but never passed on is a mistake seen in public implementations."""
     model = tiny_model()
-    output = GuidedNetwork(model)(batch.image, batch.image_labels, ALL_LOSSES)
-    losses = compute_losses(output, batch, ALL_LOSSES, 1)
+    losses = losses_of(model, batch, ALL_WEIGHTS)
     assert tuple(losses) == LOSS_NAMES
     weight = model.trunk.conv1_1.weight
     gradients = [
         torch.autograd.grad(
-            weighted_sum(losses, {**dict.fromkeys(LOSS_NAMES, 0.0), name: w}, 1.0), weight, retain_graph=True
+            Criterion({**dict.fromkeys(LOSS_NAMES, 0.0), name: w}, CONV5_3).total(losses, 1.0),
+            weight,
+            retain_graph=True,
         )[0]
         for w in (1.0, 3.0)
     ]
@@ -133,28 +290,34 @@ def test_every_weight_reaches_the_gradient(tiny_model, batch, name):
 def test_ramp_scales_the_attention_losses_alone():
     losses = {name: torch.tensor(1.0) for name in LOSS_NAMES}
     weights = {"segmentation": 3.0, "classification": 1.0, "attention_mining": 1.0, "external_supervision": 10.0}
-    assert float(weighted_sum(losses, weights, 0.0)) == 4.0
-    assert float(weighted_sum(losses, weights, 0.5)) == 9.5
-    assert float(weighted_sum(losses, weights, 1.0)) == 15.0
+    criterion = Criterion(weights, CONV5_3)
+    assert float(criterion.total(losses, 0.0)) == 4.0
+    assert float(criterion.total(losses, 0.5)) == 9.5
+    assert float(criterion.total(losses, 1.0)) == 15.0
 
 
-def test_guidance_moves_attention_into_the_mask(tiny_model, batch):
+@pytest.mark.parametrize("resolution", ["grid", "image"])
+@pytest.mark.parametrize("layer", ["conv5_3", "pool5"])
+def test_guidance_moves_attention_into_the_mask(tiny_model, layer, resolution):
     """A few steps on L_e alone pull the energy of the maps inside the masks."""
-    model = tiny_model()
-    network, needs = GuidedNetwork(model), frozenset({"external_supervision"})
-    supervised = batch._replace(pixel_label=torch.ones(4, dtype=torch.bool))
-    pairs = class_pairs(batch.image_labels, 4)
-    mask, _ = pixel_supervision(batch.target, pairs, 1)
-    optimizer = torch.optim.AdamW(model.trunk.parameters(), lr=1e-2)
+    model = tiny_model(attention_layer=layer)
+    target = torch.zeros(2, 96, 96, dtype=torch.int64)
+    target[0, :40, :40], target[1, 50:, 50:] = 1, 2
+    labels = torch.tensor([[1.0, 0, 0], [0, 1.0, 0]])
+    image = torch.randn(2, 3, 96, 96) + 2.0 * (target > 0)[:, None]
+    batch = Sample(image, target, target.to(torch.uint8), labels, torch.arange(2))
+    network, criterion = GuidedNetwork(model), Criterion(GUIDED, model.attention_grid, guidance_resolution=resolution)
+    mask, _ = pixel_supervision(batch.guidance, class_pairs(labels, 4), model.attention_grid)
+    optimizer = torch.optim.AdamW(model.trunk.parameters(), lr=1e-3)  # steps that are too long end in dead maps
 
     def inside() -> float:
-        attention = network(batch.image, batch.image_labels, needs).attention
+        attention = network(image, labels, criterion.needs).attention
         return ((attention * mask).sum() / attention.sum()).item()
 
     before = inside()
     for _ in range(30):
-        output = network(batch.image, batch.image_labels, needs)
-        compute_losses(output, supervised, needs, 1)["external_supervision"].backward()
+        output = network(image, labels, criterion.needs)
+        criterion(output, batch)["external_supervision"].backward()
         optimizer.step()
         optimizer.zero_grad()
     assert inside() > before + 0.1

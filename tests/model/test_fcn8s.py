@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.model.fcn8s import FCN8s, attention_grid, bilinear_upsampling
+from pipeline.model.fcn8s import AttentionGrid, FCN8s, bilinear_upsampling, pool
 from pipeline.training import freeze
 
 
@@ -31,7 +31,24 @@ def test_any_image_size_gives_scores_of_that_size(tiny_model, padding, size):
         features = model.features(torch.randn(2, 3, *size))
         seg_logits = model.segment(features, size)
     assert seg_logits.shape == (2, 4, *size)
-    assert features.conv5_3.shape[2:] == attention_grid(size, padding)
+    assert features.conv5_3.shape[2:] == AttentionGrid(16, padding).shape(size)
+    assert pool(features.conv5_3).shape[2:] == AttentionGrid(32, padding).shape(size)
+
+
+@pytest.mark.parametrize(("layer", "stride"), [("conv5_3", 16), ("pool5", 32)])
+@pytest.mark.parametrize("padding", [1, 100])
+def test_attention_grid_is_that_of_the_layer(tiny_model, layer, stride, padding):
+    assert tiny_model(attention_layer=layer, padding=padding).attention_grid == AttentionGrid(stride, padding)
+
+
+def test_pass_without_segmentation_leaves_the_decoder_out(tiny_model):
+    model, image = tiny_model(), torch.randn(2, 3, 32, 32)
+    passes = []
+    model.decoder.register_forward_hook(lambda *_: passes.append(1))
+    none, class_logits = model(image, segmentation=False)
+    assert (none, passes) == (None, [])
+    assert torch.equal(class_logits, model(image)[1])
+    assert passes == [1]
 
 
 def test_padding_100_is_a_pad_of_99_before_padding_1(tiny_model):

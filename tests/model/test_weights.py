@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.model.fcn8s import FCN8s
+from pipeline.model.fcn8s import AttentionGrid, FCN8s
 from pipeline.model.weights import build_model, load_weights, save_weights, state_digest
 
 CLASS_NAMES = ("cat", "dog", "fox")
@@ -18,6 +18,7 @@ ARCHITECTURE: dict[str, Any] = {
     "padding": 1,
     "dropout": 0.1,
     "skip_scales": (0.01, 0.0001),
+    "attention_layer": "pool5",
 }
 NETWORK = {"architecture": ARCHITECTURE, "class_names": CLASS_NAMES}
 DESCRIPTION = {"network": json.dumps(NETWORK)}
@@ -75,7 +76,8 @@ def test_file_holds_every_parameter_and_buffer(weights):
 def test_loaded_network_keeps_its_architecture(weights):
     loaded, _ = load_weights(weights)
     assert loaded.decoder.skip_scales == (0.01, 0.0001)
-    assert (loaded.decoder.dropout.p, loaded.padding, loaded.num_foreground_classes) == (0.1, 1, 3)
+    assert (loaded.decoder.dropout.p, loaded.num_foreground_classes) == (0.1, 3)
+    assert (loaded.attention_layer, loaded.attention_grid) == ("pool5", AttentionGrid(stride=32, padding=1))
 
 
 def test_fixed_upsampling_stays_fixed_after_loading(weights):
@@ -158,6 +160,7 @@ def test_safetensors_of_another_project_are_refused(weights, refused, metadata):
         {"architecture": None},
         {"architecture": {}},
         {"architecture": {"skip_scales": [1, 1], "wdth": 1}},
+        {"architecture": {"skip_scales": [1, 1], "attention_layer": "pool6"}},
         {"class_names": 3},
     ],
 )
