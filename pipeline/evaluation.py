@@ -3,35 +3,57 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.data.loading import Sample
 from pipeline.data.voc import IGNORE_INDEX
-from pipeline.gain.attention import attention_to_image, class_attention, class_pairs, normalise_attention, soft_mask
+from pipeline.faithfulness import deletion_and_insertion
+from pipeline.gain.attention import (
+    Pairs,
+    attention_to_image,
+    class_attention,
+    class_pairs,
+    normalise_attention,
+    soft_mask,
+)
 from pipeline.metrics import (
     attention_metrics,
+    attention_metrics_by_size,
     attention_scores,
     class_iou,
+    class_macro_means,
     classification_metrics,
     confusion_matrix,
     context_bias_groups,
     context_bias_metrics,
+    resample_weights,
     segmentation_metrics,
 )
 from pipeline.model.fcn8s import FCN8s
 
 Scores = dict[str, dict[str, float]]  # group to name to value
+Replicates = dict[str, dict[str, Tensor]]  # group to name to (1 + R,) float64: the estimate, then its resamples
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one pass over a data set yields; empty where it was not asked for."""
+    """What one pass over a data set of M images yields; empty where it was not asked for."""
 
-    confusion: Tensor  # (C + 1, C + 1) int64, rows = truth
+    confusions: Tensor  # (M, C + 1, C + 1) int64, one per image, rows = truth
     class_probs: Tensor  # (M, C) float32
     image_labels: Tensor  # (M, C) float32 multi-hot
     attention: dict[str, Tensor]  # one value per (image, class) pair, see `metrics.attention_scores`
+
+
+@dataclass(frozen=True)
+class ModelScores:
+    """What `score_model` says of one model."""
+
+    replicates: Replicates
+    class_rows: list[dict[str, object]]  # one per class, estimates
+    confusion: Tensor  # (C + 1, C + 1) int64 over the test split, rows = truth
 
 
 @torch.no_grad()
@@ -54,23 +76,20 @@ def evaluate(
         mask_threshold, mask_slope: sigma and omega of Eq. 4, for the coverage of the soft mask.
     """
     num_classes = model.num_foreground_classes + 1
-    confusion = torch.zeros((num_classes, num_classes), dtype=torch.int64, device=device)
+    confusions = [torch.zeros((0, num_classes, num_classes), dtype=torch.int64)]
     probs, labels, scores = [], [], []
+    num_images = 0
     for batch in batches:
         image, target = batch.image.to(device), batch.target.to(device)
-        batch_labels = batch.image_labels.to(device)
         size = (image.shape[2], image.shape[3])
         features = model.features(image.contiguous(memory_format=torch.channels_last))
         if segmentation:
-            confusion += confusion_matrix(model.segment(features, size).argmax(dim=1), target, num_classes)
+            prediction = model.segment(features, size).argmax(dim=1)
+            confusions.append(confusion_matrix(prediction, target, num_classes).cpu())
         probs.append(model.classify(features.conv5_3).sigmoid().cpu())
         labels.append(batch.image_labels)
         if attention:
-            pairs = class_pairs(batch_labels, model.num_foreground_classes)
-            maps, alive = normalise_attention(
-                class_attention(model, features.conv5_3)[pairs.image_index, pairs.class_index]
-            )
-            maps = attention_to_image(maps, size, model.padding)
+            pairs, maps, alive = _pair_attention(model, features.conv5_3, batch.image_labels.to(device), size)
             pair_target = target[pairs.image_index]
             score = attention_scores(
                 maps,
@@ -81,10 +100,44 @@ def evaluate(
             score["coverage"] = soft_mask(maps, threshold=mask_threshold, slope=mask_slope).mean(dim=(1, 2)) * alive
             score["dead"] = (~alive).float()
             score["class_index"] = pairs.class_index
-            score["image_index"] = batch.sample_index.to(device)[pairs.image_index]
-            scores.append({name: value.cpu() for name, value in score.items()})
-    merged = {name: torch.cat([score[name] for score in scores]) for name in scores[0]} if scores else {}
-    return Evaluation(confusion.cpu(), torch.cat(probs), torch.cat(labels), merged)
+            score["image_index"] = pairs.image_index + num_images
+            scores.append(score)
+        num_images += len(image)
+    return Evaluation(torch.cat(confusions), torch.cat(probs), torch.cat(labels), _merged(scores))
+
+
+@torch.no_grad()
+def evaluate_faithfulness(
+    model: FCN8s, batches: Iterable[Sample], device: torch.device, *, num_images: int, num_steps: int
+) -> dict[str, Tensor]:
+    """Deletion and insertion of the pairs of the first `num_images` images, see `faithfulness`.
+
+    As many masked images pass the network together as a batch has images.
+
+    Returns:
+        deletion_auc, insertion_auc, class_index and image_index, one value per pair.
+    """
+    scores, first = [], 0
+    for batch in batches:
+        image = batch.image[: num_images - first].to(device)
+        features = model.features(image.contiguous(memory_format=torch.channels_last))
+        labels, size = batch.image_labels[: len(image)].to(device), (image.shape[2], image.shape[3])
+        pairs, maps, _ = _pair_attention(model, features.conv5_3, labels, size)
+        deletion, insertion = deletion_and_insertion(
+            model, image[pairs.image_index], maps, pairs.class_index, num_steps=num_steps, batch_size=len(batch.image)
+        )
+        scores.append(
+            {
+                "deletion_auc": deletion,
+                "insertion_auc": insertion,
+                "class_index": pairs.class_index,
+                "image_index": pairs.image_index + first,
+            }
+        )
+        first += len(image)
+        if first == num_images:
+            break
+    return _merged(scores)
 
 
 def score_model(
@@ -98,55 +151,82 @@ def score_model(
     attention_threshold: float,
     mask_threshold: float,
     mask_slope: float,
-) -> tuple[Scores, list[dict[str, object]]]:
-    """Every score of one model.
+    num_replicates: int,
+    seed: int,
+    num_deletion_images: int,
+    deletion_steps: int,
+) -> ModelScores:
+    """Every score of one model, with its bootstrap over images.
 
     Args:
         test: batches of the test split.
         counterfactual: batches of object_without_context and context_without_object.
         context_labels: (M', C) multi-hot, the class whose ground each image of context_without_object shows.
+        num_replicates: R. Models scored on the same data with the same `seed` share their resamples, so that the
+            difference of their replicates is a paired bootstrap.
+        num_deletion_images: the first test images, on which deletion and insertion are scored; 0 leaves them out.
+        deletion_steps: points on their curves, after the first.
 
     Returns:
-        {"segmentation", "classification", "attention", "context_bias"} and one row per class.
+        Replicates by {"segmentation", "classification", "attention", "context_bias"}, and more.
     """
+
+    def weights(split: str, num_images: int) -> Tensor:
+        entropy = np.random.SeedSequence([seed, *split.encode()])
+        return resample_weights(num_images, num_replicates, int(entropy.generate_state(1)[0]))
+
     result = evaluate(
         model, test, device,
         attention_threshold=attention_threshold, mask_threshold=mask_threshold, mask_slope=mask_slope,
     )  # fmt: skip
-    torn = {
-        split: evaluate(model, batches, device, segmentation=False, attention=False)
-        for split, batches in counterfactual.items()
-    }
-    objects, contexts = torn["object_without_context"], torn["context_without_object"]
-    groups = context_bias_groups(objects.class_probs, objects.image_labels, contexts.class_probs, context_labels)
-    scores = {
-        "segmentation": segmentation_metrics(result.confusion),
-        "classification": classification_metrics(result.class_probs, result.image_labels),
-        "attention": attention_metrics(result.attention),
+    objects, contexts = (
+        evaluate(model, counterfactual[split], device, segmentation=False, attention=False)
+        for split in ("object_without_context", "context_without_object")
+    )
+    test_weights = weights("test", len(result.class_probs))
+    groups = context_bias_groups(
+        objects.class_probs,
+        objects.image_labels,
+        weights("object_without_context", len(objects.class_probs)),
+        contexts.class_probs,
+        context_labels,
+        weights("context_without_object", len(contexts.class_probs)),
+    )
+    replicates = {
+        "segmentation": segmentation_metrics(result.confusions, test_weights),
+        "classification": classification_metrics(result.class_probs, result.image_labels, test_weights),
+        "attention": attention_metrics(result.attention, test_weights)
+        | attention_metrics_by_size(result.attention, test_weights),
         "context_bias": context_bias_metrics(groups),
     }
-    iou = class_iou(result.confusion)
-    rows = []
-    for index, name in enumerate(class_names):
-        of_class = result.attention["class_index"] == index
-        attention = {
-            key: float(result.attention[key][of_class].mean())
-            for key in ("attention_iou", "energy_pointing_game", "pointing_game")
-        }
-        cells = {cell: float(values[index]) for cell, values in groups.items()}
-        rows.append({"class": name, "iou": float(iou[index + 1]), **attention, **cells})
-    return scores, rows
+    if num_deletion_images:
+        faithfulness = evaluate_faithfulness(
+            model, test, device, num_images=num_deletion_images, num_steps=deletion_steps
+        )
+        num_images = min(num_deletion_images, len(result.class_probs))
+        replicates["attention"] |= class_macro_means(
+            faithfulness, ("deletion_auc", "insertion_auc"), weights("deletion", num_images)
+        )
+    confusion = result.confusions.sum(dim=0)
+    cells = {cell: values[0] for cell, values in groups.items()}
+    return ModelScores(replicates, _class_rows(class_names, confusion, result.attention, cells), confusion)
+
+
+def estimates(replicates: Replicates) -> Scores:
+    """The scores themselves, without their resamples."""
+    return {group: {name: float(values[0]) for name, values in scores.items()} for group, scores in replicates.items()}
 
 
 def validation_row(result: Evaluation) -> dict[str, float]:
     """The scores worth a curve, as `val/NAME`."""
-    row: dict[str, float] = {}
-    if int(result.confusion.sum()):
-        row |= segmentation_metrics(result.confusion)
+    weights = torch.ones(1, len(result.class_probs), dtype=torch.float64)
+    scores: dict[str, Tensor] = {}
+    if len(result.confusions):
+        scores |= segmentation_metrics(result.confusions, weights)
     if result.attention:
-        row |= classification_metrics(result.class_probs, result.image_labels)
-        row |= attention_metrics(result.attention)
-    return {f"val/{name}": value for name, value in row.items()}
+        scores |= classification_metrics(result.class_probs, result.image_labels, weights)
+        scores |= attention_metrics(result.attention, weights)
+    return {f"val/{name}": float(values) for name, values in scores.items()}
 
 
 def results_table(metrics: Mapping[str, Scores]) -> str:
@@ -168,3 +248,32 @@ def results_table(metrics: Mapping[str, Scores]) -> str:
         cells = " | ".join(f"{100 * groups[group][name]:.1f}" for _, group, name in columns)
         lines.append(f"| {model} | {cells} |")
     return "\n".join(lines)
+
+
+def _pair_attention(
+    model: FCN8s, conv5_3: Tensor, image_labels: Tensor, size: tuple[int, int]
+) -> tuple[Pairs, Tensor, Tensor]:
+    """The ground-truth pairs of a batch, their attention (N, H, W) in [0, 1] and which maps are alive, (N,) bool."""
+    pairs = class_pairs(image_labels, model.num_foreground_classes)
+    maps, alive = normalise_attention(class_attention(model, conv5_3)[pairs.image_index, pairs.class_index])
+    return pairs, attention_to_image(maps, size, model.attention_grid), alive
+
+
+def _merged(scores: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([score[name].cpu() for score in scores]) for name in scores[0]} if scores else {}
+
+
+def _class_rows(
+    class_names: Sequence[str], confusion: Tensor, attention: Mapping[str, Tensor], cells: Mapping[str, Tensor]
+) -> list[dict[str, object]]:
+    iou = class_iou(confusion)
+    rows: list[dict[str, object]] = []
+    for index, name in enumerate(class_names):
+        of_class = attention["class_index"] == index
+        means = {
+            key: float(attention[key][of_class].mean())
+            for key in ("attention_iou", "energy_pointing_game", "pointing_game")
+        }
+        by_cell = {cell: float(values[index]) for cell, values in cells.items()}
+        rows.append({"class": name, "iou": float(iou[index + 1]), "pairs": int(of_class.sum()), **means, **by_cell})
+    return rows

@@ -2,9 +2,17 @@
 
 Attention is scored for the ground-truth classes of each image, at image resolution, void pixels left out, as a mean
 over the pairs of a class and then over classes ("class-macro").
+
+Each score is a function of how much each image weighs, so that its bootstrap over images (Efron & Tibshirani, 1993) is
+the score itself under other weights. Legend: M images, N (image, class) pairs, C foreground classes, R rows of weights
+(R, M) float64, of which `resample_weights` makes the first the estimate; every score has one value per row, (R,)
+float64, NaN where a row leaves nothing to score.
 """
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.data.voc import IGNORE_INDEX
@@ -19,50 +27,91 @@ PAIR_SCORES = (
     "pointing_game_centre",
     "coverage",
 )
+SIZE_SCORES = ("attention_iou", "mask_precision", "mask_recall", "energy_pointing_game", "pointing_game")
+SIZES = ("small", "medium", "large")
 DECISION = 0.5  # probability from which a class counts as predicted
+CONFIDENCE = 0.95
+
+
+def resample_weights(num_images: int, num_replicates: int, seed: int) -> Tensor:
+    """(1 + num_replicates, M) float64: a row of ones, then how often each bootstrap resample drew each image.
+
+    A resample draws M images with replacement. The random state of the process is left alone.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(num_images, (num_replicates, num_images), generator=generator)
+    counts = torch.zeros(drawn.shape, dtype=torch.float64)
+    counts.scatter_add_(1, drawn, torch.ones_like(counts))
+    return torch.cat([torch.ones(1, num_images, dtype=torch.float64), counts])
+
+
+def interval(values: Tensor) -> tuple[float, float]:
+    """95 % percentile interval of one score, or of a difference of two, over its resamples.
+
+    Args:
+        values: (1 + R,), the estimate first; resamples that are NaN are left out.
+    """
+    tail = (1 - CONFIDENCE) / 2
+    low, high = values[1:].nanquantile(torch.tensor([tail, 1 - tail], dtype=values.dtype)).tolist()
+    return low, high
 
 
 def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
-    """(N, N) int64 counts, rows = truth. prediction and target (B, H, W) int64; void is left out."""
+    """(B, N, N) int64 counts per image, N classes with the background, rows = truth; void is left out.
+
+    Args:
+        prediction, target: (B, H, W) int64.
+    """
     valid = target != IGNORE_INDEX
-    cells = target[valid] * num_classes + prediction[valid]
-    return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
+    image = torch.arange(len(target), device=target.device)[:, None, None]
+    cells = ((image * num_classes + target) * num_classes + prediction)[valid]
+    counts = torch.bincount(cells, minlength=len(target) * num_classes**2)
+    return counts.view(len(target), num_classes, num_classes)
 
 
-def segmentation_metrics(confusion: Tensor) -> dict[str, float]:
-    """The four scores of the FCN paper (section 5). Classes absent from the truth are left out of the means."""
-    counts = confusion.double()
-    truth, correct = counts.sum(dim=1), counts.diag()
-    present = truth > 0
-    iou = class_iou(confusion)
+def segmentation_metrics(confusions: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    """The four scores of the FCN paper (section 5). Classes absent from the truth are left out of the means.
+
+    Args:
+        confusions: (M, N, N) int64 from `confusion_matrix`.
+        weights: (R, M).
+    """
+    counts = (weights @ confusions.flatten(1).double()).view(-1, *confusions.shape[1:])
+    total, truth, correct = counts.sum(dim=(1, 2)), counts.sum(dim=2), counts.diagonal(dim1=1, dim2=2)
+    iou = class_iou(counts)
     return {
-        "pixel_accuracy": float(correct.sum() / counts.sum()),
-        "mean_accuracy": float((correct / truth)[present].mean()),
-        "mean_iou": float(iou[present].mean()),
-        "frequency_weighted_iou": float((truth * iou)[present].sum() / counts.sum()),
+        "pixel_accuracy": correct.sum(dim=1) / total,
+        "mean_accuracy": (correct / truth).nanmean(dim=1),
+        "mean_iou": iou.masked_fill(truth == 0, torch.nan).nanmean(dim=1),
+        "frequency_weighted_iou": (truth * iou).nansum(dim=1) / total,
     }
 
 
 def class_iou(confusion: Tensor) -> Tensor:
-    """Intersection over union per class, (N,) float64; NaN for a class neither present nor predicted."""
+    """Intersection over union per class; NaN for a class neither present nor predicted. (..., N, N) to (..., N)."""
     counts = confusion.double()
-    return counts.diag() / (counts.sum(dim=0) + counts.sum(dim=1) - counts.diag())
+    correct = counts.diagonal(dim1=-2, dim2=-1)
+    return correct / (counts.sum(dim=-2) + counts.sum(dim=-1) - correct)
 
 
-def classification_metrics(class_probs: Tensor, image_labels: Tensor) -> dict[str, float]:
-    """Multi-label scores at probability 0.5. class_probs and image_labels (M, C).
+def classification_metrics(class_probs: Tensor, image_labels: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    """Multi-label scores at probability 0.5.
 
     class_accuracy: share of right (image, class) decisions. exact_match: share of images with all classes right.
     macro_f1: F1 per class, mean over classes that occur or are predicted.
+
+    Args:
+        class_probs, image_labels: (M, C).
+        weights: (R, M).
     """
     predicted, present = class_probs >= DECISION, image_labels > 0
-    right = predicted == present
-    true_positives = (predicted & present).sum(dim=0).double()
-    occurring = (predicted.sum(dim=0) + present.sum(dim=0)).double()
+    right = (predicted == present).double()
+    true_positives = weights @ (predicted & present).double()
+    occurring = weights @ (predicted.double() + present.double())
     return {
-        "class_accuracy": float(right.double().mean()),
-        "exact_match": float(right.all(dim=1).double().mean()),
-        "macro_f1": float((2 * true_positives / occurring)[occurring > 0].mean()),
+        "class_accuracy": weights @ right.sum(dim=1) / (weights.sum(dim=1) * right.shape[1]),
+        "exact_match": weights @ right.amin(dim=1) / weights.sum(dim=1),
+        "macro_f1": (2 * true_positives / occurring).nanmean(dim=1),
     }
 
 
@@ -101,27 +150,68 @@ def attention_scores(maps: Tensor, mask: Tensor, valid: Tensor, threshold: float
     }
 
 
-def attention_metrics(scores: dict[str, Tensor]) -> dict[str, float]:
-    """Class-macro means of the scores collected by `evaluate`, and the rate of dead maps over pairs."""
-    if scores["class_index"].numel() == 0:
+def attention_metrics(scores: dict[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
+    """Class-macro means of the scores collected by `evaluate`, and the rate of dead maps over pairs.
+
+    attention_iou_best: attention_iou at the threshold that is best under the first row of weights, for every row.
+
+    Args:
+        scores: (N, ...) each, with class_index and image_index (N,) int64.
+        weights: (R, M).
+
+    Returns:
+        Nothing without a pair.
+    """
+    class_index, pair_weights = scores["class_index"], weights[:, scores["image_index"]]
+    if class_index.numel() == 0:
         return {}
-    metrics = {name: float(class_macro(scores[name], scores["class_index"])) for name in PAIR_SCORES}
-    at_thresholds = class_macro(scores["iou_at_thresholds"], scores["class_index"])
-    best = int(at_thresholds.argmax())
-    metrics["attention_iou_best"] = float(at_thresholds[best])
-    metrics["attention_best_threshold"] = float(THRESHOLDS[best])
-    metrics["dead_map_rate"] = float(scores["dead"].mean())
+    at_thresholds = scores["iou_at_thresholds"].T
+    estimates = torch.cat([class_macro(values, class_index, pair_weights[:1]) for values in at_thresholds])
+    best = int(estimates.argmax())
+    return {
+        **class_macro_means(scores, PAIR_SCORES, weights),
+        "attention_iou_best": class_macro(at_thresholds[best], class_index, pair_weights),
+        "attention_best_threshold": THRESHOLDS[best].double().expand(len(weights)),
+        "dead_map_rate": pair_weights @ scores["dead"].double() / pair_weights.sum(dim=1),
+    }
+
+
+def attention_metrics_by_size(scores: dict[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
+    """SIZE_SCORES over the small, medium and large third of the objects, as `attention_iou_small` and so on.
+
+    The thirds end at the 1/3 and 2/3 quantiles of `area` over all pairs, so they depend on the data alone. Arguments
+    as in `attention_metrics`; a third without a pair, for want of distinct areas, is left out.
+    """
+    if scores["area"].numel() == 0:
+        return {}
+    area = scores["area"].double()
+    thirds = torch.bucketize(area, area.quantile(torch.tensor([1 / 3, 2 / 3], dtype=torch.float64)))
+    metrics: dict[str, Tensor] = {}
+    for third, size in enumerate(SIZES):
+        means = class_macro_means({n: v[thirds == third] for n, v in scores.items()}, SIZE_SCORES, weights)
+        metrics |= {f"{name}_{size}": values for name, values in means.items()}
     return metrics
 
 
-def class_macro(values: Tensor, class_index: Tensor) -> Tensor:
-    """Mean over the pairs of each class, then over the classes that occur. values (N, ...) to (...)."""
-    means = [values[class_index == c].double().mean(dim=0) for c in torch.unique(class_index)]
-    return torch.stack(means).mean(dim=0)
+def class_macro_means(scores: dict[str, Tensor], names: Sequence[str], weights: Tensor) -> dict[str, Tensor]:
+    """`class_macro` of the named scores with the weights (R, M) of their pairs' images; nothing without a pair."""
+    class_index, pair_weights = scores["class_index"], weights[:, scores["image_index"]]
+    return {name: class_macro(scores[name], class_index, pair_weights) for name in names if class_index.numel()}
+
+
+def class_macro(values: Tensor, class_index: Tensor, weights: Tensor) -> Tensor:
+    """Mean over the pairs of each class, then over the classes that occur. values (N,), weights (R, N) to (R,)."""
+    of_class = F.one_hot(class_index).double()  # (N, C)
+    return (weights @ (of_class * values[:, None]) / (weights @ of_class)).nanmean(dim=1)
 
 
 def context_bias_groups(
-    object_probs: Tensor, object_labels: Tensor, context_probs: Tensor, context_labels: Tensor
+    object_probs: Tensor,
+    object_labels: Tensor,
+    object_weights: Tensor,
+    context_probs: Tensor,
+    context_labels: Tensor,
+    context_weights: Tensor,
 ) -> dict[str, Tensor]:
     """Per class, how often the classifier is right when object and context are torn apart (the paper's boat test).
 
@@ -129,26 +219,29 @@ def context_bias_groups(
         object_probs, object_labels: (M, C), the object on a foreign ground; right when its probability is >= 0.5.
         context_probs, context_labels: (M', C), the ground without its object, labelled with the ground's class;
             right when that class's probability is < 0.5.
+        object_weights, context_weights: (R, M) and (R, M').
 
     Returns:
-        {"object_without_context": (C,), "context_without_object": (C,)}; NaN for a class without an image.
+        {"object_without_context": (R, C), "context_without_object": (R, C)}; NaN for a class without an image.
     """
     found = (object_probs >= DECISION) & (object_labels > 0)
     resisted = (context_probs < DECISION) & (context_labels > 0)
     return {
-        "object_without_context": found.sum(dim=0).double() / object_labels.sum(dim=0).double(),
-        "context_without_object": resisted.sum(dim=0).double() / context_labels.sum(dim=0).double(),
+        "object_without_context": object_weights @ found.double() / (object_weights @ object_labels.double()),
+        "context_without_object": context_weights @ resisted.double() / (context_weights @ context_labels.double()),
     }
 
 
-def context_bias_metrics(groups: dict[str, Tensor]) -> dict[str, float]:
-    """Class means of both cells, their mean ("overall") and the worst single (cell, class) group."""
-    cells = {name: float(values.nanmean()) for name, values in groups.items()}
-    values = torch.cat(list(groups.values()))
+def context_bias_metrics(groups: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Class means of both cells, their mean ("overall") and the worst single (cell, class) group.
+
+    The interval of a minimum leans downwards: a resample's worst group is the unluckiest one.
+    """
+    cells = {name: values.nanmean(dim=1) for name, values in groups.items()}
     return {
         **cells,
-        "overall": sum(cells.values()) / len(cells),
-        "worst_group": float(values[~values.isnan()].min()),
+        "overall": torch.stack(list(cells.values())).mean(dim=0),
+        "worst_group": torch.cat(list(groups.values()), dim=1).nanquantile(0.0, dim=1),
     }
 
 
