@@ -7,33 +7,31 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.data.loading import Sample, SegmentationDataset, denormalise
-from pipeline.gain.attention import attention_to_image, class_attention, normalise_attention
+from pipeline.data.loading import Sample, denormalise
 from pipeline.model.fcn8s import FCN8s
+from pipeline.snapshots import as_batch, first_class, sample_attention
 from pipeline.visualization import Picture, attention_overlay, feature_maps, panel, segmentation_overlay
 
-
-def panel_samples(dataset: SegmentationDataset, count: int) -> list[Sample]:
-    """The first `count` samples such that each shows, as its first class, one that was shown least so far."""
-    classes = [torch.nonzero(sample.image_labels).flatten().tolist() for sample in _samples(dataset)]
-    shown: dict[int, int] = {}
-    chosen: list[int] = []
-    while len(chosen) < count:
-        candidates = [i for i, present in enumerate(classes) if present and i not in chosen]
-        if not candidates:
-            break
-        best = min(candidates, key=lambda i: (shown.get(classes[i][0], 0), i))
-        shown[classes[best][0]] = shown.get(classes[best][0], 0) + 1
-        chosen.append(best)
-    return [dataset[i] for i in chosen]
+EVOLUTION_COLUMNS = 9  # of attention in an evolution panel
 
 
-@torch.no_grad()
-def attention_panel(model: FCN8s, samples: Sequence[Sample], class_names: Sequence[str]) -> Image.Image:
-    """One row: the attention of each sample's first class over its image. The model must be in eval mode."""
-    titles = [class_names[_first_class(sample)] for sample in samples]
-    overlays = [attention_overlay(picture(sample), _attention(model, sample)) for sample in samples]
-    return panel([overlays], titles, [""])
+def attention_panel(samples: Sequence[Sample], maps: Tensor, class_names: Sequence[str]) -> Image.Image:
+    """One row: each sample under its map from `attention_maps`."""
+    titles = [class_names[first_class(sample)] for sample in samples]
+    return panel([_overlays(samples, maps)], titles, [""])
+
+
+def evolution_panel(samples: Sequence[Sample], snapshots: Tensor, class_names: Sequence[str]) -> Image.Image:
+    """How attention moves: samples as rows; image, attention before training, and after epochs up to the last.
+
+    Args:
+        snapshots: (1 + epochs, n, H, W) uint8 from `attention_maps`; at most EVOLUTION_COLUMNS of them are shown.
+    """
+    shown = np.unique(np.linspace(0, len(snapshots) - 1, EVOLUTION_COLUMNS).round().astype(int)).tolist()
+    titles = ["image", *("before" if epoch == 0 else f"epoch {epoch}" for epoch in shown)]
+    columns = [[picture(sample) for sample in samples], *(_overlays(samples, snapshots[epoch]) for epoch in shown)]
+    labels = [class_names[first_class(sample)] for sample in samples]
+    return panel(list(zip(*columns, strict=True)), titles, labels)
 
 
 @torch.no_grad()
@@ -51,8 +49,8 @@ def comparison_panel(
     rows, labels = [], []
     for sample in samples:
         image = picture(sample)
-        overlays = [attention_overlay(image, _attention(model, sample)) for model in models.values()]
-        features = last.features(_batch(last, sample))
+        overlays = [attention_overlay(image, sample_attention(model, sample)) for model in models.values()]
+        features = last.features(as_batch(last, sample))
         seg_logits = last.segment(features, (sample.image.shape[1], sample.image.shape[2]))
         rows.append(
             [
@@ -63,7 +61,7 @@ def comparison_panel(
                 feature_maps(features.conv5_3[0].float().cpu().numpy(), (image.shape[0], image.shape[1])),
             ]
         )
-        labels.append(class_names[_first_class(sample)])
+        labels.append(class_names[first_class(sample)])
     return panel(rows, titles, labels, scale)
 
 
@@ -72,19 +70,5 @@ def picture(sample: Sample) -> Picture:
     return np.ascontiguousarray(denormalise(sample.image).permute(1, 2, 0).numpy())
 
 
-def _attention(model: FCN8s, sample: Sample) -> np.ndarray:
-    features = model.features(_batch(model, sample))
-    maps, _ = normalise_attention(class_attention(model, features.conv5_3)[:, _first_class(sample)])
-    return attention_to_image(maps, (sample.image.shape[1], sample.image.shape[2]), model.padding)[0].cpu().numpy()
-
-
-def _batch(model: FCN8s, sample: Sample) -> Tensor:
-    return sample.image[None].to(next(model.parameters()).device)
-
-
-def _first_class(sample: Sample) -> int:
-    return int(torch.nonzero(sample.image_labels)[0])
-
-
-def _samples(dataset: SegmentationDataset) -> list[Sample]:
-    return [dataset[i] for i in range(len(dataset))]
+def _overlays(samples: Sequence[Sample], maps: Tensor) -> list[Picture]:
+    return [attention_overlay(picture(s), m.numpy() / 255) for s, m in zip(samples, maps, strict=True)]

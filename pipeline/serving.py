@@ -42,7 +42,7 @@ class GuidedSegmentation(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         probs = self.model.classify(features.conv5_3).sigmoid()[0].tolist()
         classes = self.model.segment(features, size).argmax(dim=1)[0]
         maps, _ = normalise_attention(class_attention(self.model, features.conv5_3)[0])
-        attention = attention_to_image(maps, size, self.model.padding)
+        attention = attention_to_image(maps, size, self.model.attention_grid)
         return {
             "class_probs": dict(zip(self.class_names, probs, strict=True)),
             "segmentation": _png(classes.to(torch.uint8).cpu().numpy(), palette=True),
