@@ -22,6 +22,8 @@ RESULT_CODE = (
     "training.py",
     "evaluation.py",
     "metrics.py",
+    "faithfulness.py",
+    "snapshots.py",
     "data",
     "model",
     "gain",

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 REFRESH_SECONDS = 0.25
+FALL = 0.01  # share of its first epoch's mean by which a loss must fall to count as falling
 
 
 @contextmanager
@@ -83,6 +84,27 @@ class TrainingProgress:
             self._bar.console.print(line, highlight=False)
         else:
             print(line, flush=True)
+
+
+def warn_of_losses_that_do_not_fall(title: str, rows: Sequence[Mapping[str, float]]) -> None:
+    """After the second epoch and each later one: a line for every loss that has never been below its first epoch.
+
+    Args:
+        title: "STAGE" or "STAGE/VARIANT".
+        rows: one per finished epoch, with the means of the losses as "loss/NAME".
+    """
+    if len(rows) < 2:
+        return
+    for name in (key for key in rows[0] if key.startswith("loss/") and key != "loss/total"):
+        start, lowest = rows[0][name], min(row[name] for row in rows[1:])
+        if start > 0 and lowest > (1 - FALL) * start:
+            print(
+                f"warning: {title}: {name} does not fall: {start:.4g} in epoch 1, {rows[-1][name]:.4g} in epoch "
+                f"{len(rows)}; try `gain lr-find {title.replace('/', ' ')}`, and look at loss_weights and frozen in "
+                "params.yaml",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def _progress(console: Console) -> Progress:

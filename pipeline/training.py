@@ -1,7 +1,7 @@
 """The training loop, the same for FCN8s, its classifier and GAIN; they differ in loss weights and frozen parts."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +16,11 @@ from pipeline.checkpoints import CheckpointFile
 from pipeline.config import Training
 from pipeline.data.loading import Sample, start_epoch
 from pipeline.errors import PipelineError
-from pipeline.gain.attention import GuidedNetwork
-from pipeline.gain.losses import compute_losses, weighted_sum
+from pipeline.gain.attention import GuidedNetwork, GuidedOutput
+from pipeline.gain.losses import Criterion
 from pipeline.model.fcn8s import FCN8s
 from pipeline.model.weights import state_digest
-from pipeline.progress import TrainingProgress
+from pipeline.progress import TrainingProgress, warn_of_losses_that_do_not_fall
 
 Row = dict[str, float]  # one epoch of the record: epoch, loss/..., train/..., val/...
 SELECTION_METRIC = "val/mean_iou"
@@ -31,6 +31,7 @@ class History:
     """The record of a run: one row per epoch, and the proof that frozen parts stood still."""
 
     rows: list[Row] = field(default_factory=list)
+    snapshots: list[Tensor] = field(default_factory=list)  # what `observe` saw, before training and after each epoch
     selected_epoch: int = 0
     frozen: dict[str, dict[str, str]] = field(default_factory=dict)
 
@@ -42,20 +43,21 @@ def fit(
     *,
     title: str,
     options: Training,
-    loss_weights: Mapping[str, float],
+    criterion: Criterion,
     ramp_fraction: float,
     validate: Callable[[FCN8s], Row],
-    on_epoch: Callable[[int, Row], None],
+    observe: Callable[[FCN8s], Tensor],
+    on_epoch: Callable[[int, History], None],
     checkpoint: CheckpointFile,
 ) -> History:
     """Train `network` in place, resuming from `checkpoint` if there is one; it is removed by the caller on success.
 
     Args:
         loader: from `training_loader`.
-        loss_weights: weight of each loss to compute; losses not named cost nothing.
         ramp_fraction: share of the steps over which attention losses rise to their weight.
         validate: scores the network after an epoch; must leave the random state alone.
-        on_epoch: called with the number of finished epochs and their last row.
+        observe: what to keep of the network before training and after every epoch, such as attention maps; as above.
+        on_epoch: called with the number of finished epochs and the record so far.
 
     Raises:
         PipelineError: a loss is not finite, or a frozen part has changed.
@@ -71,10 +73,11 @@ def fit(
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
-        history.rows, history.selected_epoch = state["rows"], state["selected_epoch"]
+        history = History(state["rows"], state["snapshots"], state["selected_epoch"])
         selected_state = state["selected_state"]
         print(f"{title}: resuming after epoch {len(history.rows)} from {checkpoint.path}", flush=True)
-    needs = frozenset(name for name, weight in loss_weights.items() if weight > 0)
+    else:
+        history.snapshots.append(observe(model.eval()))
     first = len(history.rows)
     with TrainingProgress(
         title, num_epochs=options.num_epochs, steps_per_epoch=len(loader), first_epoch=first
@@ -84,12 +87,13 @@ def fit(
             training_mode(model, frozen=options.frozen, update_batch_norm=options.update_batch_norm)
             means = _train_one_epoch(
                 fabric, guided, loader, fabric_optimizer, scheduler,
-                needs=needs, loss_weights=loss_weights, max_gradient_norm=options.max_gradient_norm,
+                criterion=criterion, max_gradient_norm=options.max_gradient_norm,
                 ramp_steps=ramp_fraction * options.num_epochs * len(loader), epoch=epoch, progress=progress,
             )  # fmt: skip
             model.eval()
             row = {"epoch": epoch + 1, **means, **validate(model)}
             history.rows.append(row)
+            history.snapshots.append(observe(model))
             if options.select == "last" or row[SELECTION_METRIC] > _best(history.rows[:-1]):
                 history.selected_epoch = epoch + 1
                 selected_state = _copy(model.state_dict()) if options.select == "best" else None
@@ -100,12 +104,14 @@ def fit(
                     "optimizer": optimizer.state_dict(),
                     "scheduler": scheduler.state_dict(),
                     "rows": history.rows,
+                    "snapshots": history.snapshots,
                     "selected_epoch": history.selected_epoch,
                     "selected_state": selected_state,
                 }
             )
             progress.epoch(epoch + 1, row)
-            on_epoch(epoch + 1, row)
+            warn_of_losses_that_do_not_fall(title, history.rows)
+            on_epoch(epoch + 1, history)
     if selected_state is not None:
         model.load_state_dict(selected_state)
     history.frozen = _prove_frozen(model, frozen)
@@ -119,8 +125,7 @@ def _train_one_epoch(
     optimizer: Any,
     scheduler: LambdaLR,
     *,
-    needs: frozenset[str],
-    loss_weights: Mapping[str, float],
+    criterion: Criterion,
     max_gradient_norm: float,
     ramp_steps: float,
     epoch: int,
@@ -131,25 +136,38 @@ def _train_one_epoch(
     for step, batch in enumerate(map(fabric.to_device, loader)):
         learning_rate = float(scheduler.get_last_lr()[0])
         ramp = min(1.0, (scheduler.last_epoch + 1) / max(ramp_steps, 1.0))
-        image = batch.image.contiguous(memory_format=torch.channels_last)
-        output = guided(image, batch.image_labels, needs)
-        losses = compute_losses(output, batch, needs, guided.model.padding)
-        total = weighted_sum(losses, loss_weights, ramp)
+        output, losses = forward(guided, batch, criterion)
+        total = criterion.total(losses, ramp)
         check_finite(total, losses, epoch=epoch + 1, step=step + 1, learning_rate=learning_rate)
         fabric.backward(total)
         norm = fabric.clip_gradients(guided, optimizer, max_norm=max_gradient_norm, error_if_nonfinite=False)
+        record = {f"loss/{name}": loss.detach() for name, loss in losses.items()} | {"loss/total": total.detach()}
+        record["train/gradient_norm"] = norm.detach()
+        unclip = (norm.detach() / max_gradient_norm).clamp(min=1.0)
+        for group in optimizer.param_groups:
+            record[f"train/gradient_norm/{group['name']}"] = gradient_norm(group["params"]) * unclip
+        if output.alive is not None:
+            record["train/dead_map_rate"] = 1.0 - output.alive.float().sum() / max(output.alive.numel(), 1)
         optimizer.step()
         optimizer.zero_grad()
         scheduler.step()
-        record = {f"loss/{name}": loss.detach() for name, loss in losses.items()} | {"loss/total": total.detach()}
-        record["train/gradient_norm"] = norm.detach()
-        if output.alive is not None:
-            record["train/dead_map_rate"] = 1.0 - output.alive.float().sum() / max(output.alive.numel(), 1)
         for name, value in record.items():
             sums[name] = sums.get(name, torch.zeros_like(value)) + value
         progress.step(losses)
     means = {name: float(value) / len(loader) for name, value in sums.items()}
     return {**means, "train/learning_rate": learning_rate}
+
+
+def forward(guided: Any, batch: Sample, criterion: Criterion) -> tuple[GuidedOutput, dict[str, Tensor]]:
+    """One forward pass of a `GuidedNetwork` and the unweighted losses of its output."""
+    image = batch.image.contiguous(memory_format=torch.channels_last)
+    output: GuidedOutput = guided(image, batch.image_labels, criterion.needs)
+    return output, criterion(output, batch)
+
+
+def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """L2 norm of the gradients, () float32; parameters without a gradient count as 0."""
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def check_finite(total: Tensor, losses: Mapping[str, Tensor], *, epoch: int, step: int, learning_rate: float) -> None:

@@ -11,8 +11,18 @@ from pipeline.config import Training
 from pipeline.data.loading import Sample, training_loader
 from pipeline.errors import PipelineError
 from pipeline.gain.attention import GuidedNetwork
+from pipeline.gain.losses import Criterion
 from pipeline.model.weights import state_digest
-from pipeline.training import build_optimizer, check_finite, fit, freeze, learning_rate_schedule, training_mode
+from pipeline.training import (
+    build_optimizer,
+    check_finite,
+    fit,
+    forward,
+    freeze,
+    gradient_norm,
+    learning_rate_schedule,
+    training_mode,
+)
 
 ALL_WEIGHTS = {"segmentation": 1.0, "classification": 1.0, "attention_mining": 1.0, "external_supervision": 1.0}
 OPTIONS = Training(
@@ -41,17 +51,21 @@ class Squares(Dataset):
         target[8:24, 8:24] = label + 1
         image = torch.randn(3, 32, 32, generator=generator) * 0.1 + (target > 0) * (label - 1.0 + 3.0 * (label > 0))
         labels = torch.eye(3)[label]
-        return Sample(image, target, labels, torch.tensor(True), torch.tensor(index))
+        return Sample(image, target, target.to(torch.uint8), labels, torch.tensor(index))
 
 
-def run(model, checkpoint: Path, options: Training = OPTIONS, *, on_epoch=lambda *_: None, **changes):
+def last_bias(model):
+    return model.classifier.score.bias.detach().clone()
+
+
+def run(model, checkpoint: Path, options: Training = OPTIONS, *, loss_weights=ALL_WEIGHTS, **changes):
     loader = training_loader(Squares(), batch_size=options.batch_size, seed=0, num_workers=0)
     fabric = Fabric(accelerator="cpu", devices=1)
     fabric.seed_everything(0, verbose=False)
     arguments = {
-        "title": "test", "options": options, "loss_weights": ALL_WEIGHTS, "ramp_fraction": 0.1,
-        "validate": lambda _: {"val/mean_iou": 0.0}, "on_epoch": on_epoch,
-        "checkpoint": CheckpointFile(checkpoint.parent, checkpoint.name),
+        "title": "test", "options": options, "criterion": Criterion(loss_weights, model.attention_grid),
+        "ramp_fraction": 0.1, "validate": lambda _: {"val/mean_iou": 0.0}, "observe": last_bias,
+        "on_epoch": lambda *_: None, "checkpoint": CheckpointFile(checkpoint.parent, checkpoint.name),
     }  # fmt: skip
     return fit(fabric, GuidedNetwork(model), loader, **{**arguments, **changes})
 
@@ -97,8 +111,30 @@ def test_resumed_equals_uninterrupted(tiny_model, tmp_path, killed_after):
     resumed = network()
     history = run(resumed, tmp_path / "part", options, validate=validate_with(iter(values[killed_after:])))
     assert history.rows == expected.rows
+    assert torch.equal(torch.stack(history.snapshots), torch.stack(expected.snapshots))
     assert history.selected_epoch == expected.selected_epoch == 2
     assert state_digest(resumed) == state_digest(whole)
+
+
+def test_snapshots_are_taken_before_training_and_after_every_epoch(tiny_model, tmp_path):
+    model = tiny_model()
+    seen = []
+
+    def observe(observed):
+        assert not observed.training
+        return last_bias(observed)
+
+    def on_epoch(epoch, history):
+        seen.append((epoch, len(history.snapshots)))
+        assert torch.equal(history.snapshots[-1], last_bias(model))
+
+    before = last_bias(model)
+    history = run(model, tmp_path / "run", observe=observe, on_epoch=on_epoch)
+    assert seen == [(1, 2), (2, 3), (3, 4), (4, 5)]
+    assert len(history.snapshots) == 1 + OPTIONS.num_epochs
+    assert torch.equal(history.snapshots[0], before)
+    assert torch.equal(history.snapshots[-1], last_bias(model))
+    assert len({tuple(snapshot.tolist()) for snapshot in history.snapshots}) == 1 + OPTIONS.num_epochs
 
 
 def test_best_epoch_is_selected_by_validation_score(tiny_model, tmp_path):
@@ -186,6 +222,59 @@ def test_learning_rates_by_part(tiny_model):
     options = OPTIONS.model_copy(update={"learning_rate_scales": {"classifier": 5.0}})
     groups = {group["name"]: group["lr"] for group in build_optimizer(model, options).param_groups}
     assert groups == {"trunk": 1e-2, "classifier": 5e-2}
+
+
+# ---- gradient norms --------------------------------------------------------------------------------------------------
+
+NORM = "train/gradient_norm"
+ONE_STEP = OPTIONS.model_copy(update={"num_epochs": 1, "batch_size": 6, "update_batch_norm": False})
+
+
+def norms_by_part(history):
+    row = history.rows[0]
+    return {name.removeprefix(f"{NORM}/"): value for name, value in row.items() if name.startswith(f"{NORM}/")}
+
+
+@pytest.mark.parametrize("max_norm", [1e-3, 0.5, 1e6])
+def test_gradient_norms_by_part_are_those_before_clipping(tiny_model, tmp_path, max_norm):
+    model = tiny_model()
+    freeze(model, [])
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    history = run(model, tmp_path / "run", ONE_STEP.model_copy(update={"max_gradient_norm": max_norm}), ramp_fraction=0)
+    model.load_state_dict(start)
+    model.zero_grad()
+    criterion = Criterion(ALL_WEIGHTS, model.attention_grid)
+    batch = Sample(*(torch.stack(values) for values in zip(*(Squares()[i] for i in range(6)), strict=True)))
+    _, losses = forward(GuidedNetwork(model), batch, criterion)
+    criterion.total(losses, 1.0).backward()
+    expected = {part: float(gradient_norm(model.get_submodule(part).parameters())) for part in model.PARTS}
+    assert norms_by_part(history) == pytest.approx(expected, rel=1e-3)
+    assert min(expected.values()) > 1e-3
+    whole = history.rows[0][NORM]
+    assert math.hypot(*norms_by_part(history).values()) == pytest.approx(whole, rel=1e-3)
+    assert (max_norm < whole) is (max_norm < 1e6)  # both sides of the clipping are seen
+
+
+def test_frozen_part_has_no_gradient_norm_and_an_idle_part_has_norm_0(tiny_model, tmp_path):
+    options = ONE_STEP.model_copy(update={"frozen": ["trunk"]})
+    norms = norms_by_part(run(tiny_model(), tmp_path / "run", options, loss_weights={"segmentation": 1.0}))
+    assert set(norms) == {"decoder", "classifier"}
+    assert norms["classifier"] == 0.0
+    assert norms["decoder"] > 0.0
+
+
+def test_gradient_norm_by_hand():
+    parameters = [torch.zeros(2, requires_grad=True) for _ in range(3)]
+    parameters[0].grad, parameters[1].grad = torch.tensor([1.0, 2.0]), torch.tensor([2.0, 4.0])
+    assert float(gradient_norm(parameters)) == 5.0
+    assert float(gradient_norm(parameters[2:])) == 0.0
+
+
+def test_training_warns_of_losses_that_do_not_fall(tiny_model, tmp_path, capsys):
+    options = ONE_STEP.model_copy(update={"num_epochs": 3, "learning_rate": 1e-12})
+    run(tiny_model(), tmp_path / "run", options, loss_weights={"segmentation": 1.0})
+    warnings = capsys.readouterr().err.splitlines()
+    assert [line.split(";")[0].split(": ")[2] for line in warnings] == ["loss/segmentation does not fall"] * 2
 
 
 def test_schedule_warms_up_and_ends_at_zero(tiny_model):
