@@ -1,0 +1,102 @@
+"""`gain`: what a person does beside the pipeline."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from pipeline.config import load_params
+from pipeline.errors import PipelineError
+from pipeline.files import atomic_file, write_csv
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def gain() -> None:
+    """Guided attention for segmentation networks."""
+
+
+@app.command("lr-find")
+def find_learning_rate(
+    stage: Annotated[Literal["pretrain", "classify", "finetune"], typer.Argument(help="the stage to test")],
+    variant: Annotated[str, typer.Argument(help="of finetune")] = "",
+    lowest: Annotated[float, typer.Option(help="first learning rate")] = 1.0e-6,
+    highest: Annotated[float, typer.Option(help="last learning rate")] = 1.0,
+    steps: Annotated[int, typer.Option(min=10, help="training steps from the first rate to the last")] = 100,
+    profile: Annotated[str | None, typer.Option(help="instead of the profile that params.yaml names")] = None,
+    seed: Annotated[int | None, typer.Option(help="instead of the seed that params.yaml names")] = None,
+    folder: Annotated[Path, typer.Option(help="where the stage's inputs lie")] = Path(),
+) -> None:
+    """Test which learning rates a stage stands; a plot, a suggestion and a run in MLflow."""
+    try:
+        _find_learning_rate(stage, variant, lowest, highest, steps, profile, seed, folder)
+    except PipelineError as error:
+        sys.exit(f"lr-find: error: {error}")
+
+
+def _find_learning_rate(
+    stage: str,
+    variant: str,
+    lowest: float,
+    highest: float,
+    steps: int,
+    profile: str | None,
+    seed: int | None,
+    folder: Path,
+) -> None:
+    params = load_params(profile=profile, seed=seed)
+    variants = list(params.profile.finetune.variants)
+    if (stage == "finetune") != bool(variant) or (variant and variant not in variants):
+        raise PipelineError(f"finetune takes a variant, one of {', '.join(variants)}; the other stages take none")
+    if not 0 < lowest < highest:
+        raise PipelineError(f"--lowest {lowest:g} and --highest {highest:g} must be 0 < lowest < highest")
+    from pipeline.tracking import Tracker, Tracking
+    from stages import Workspace
+
+    with Tracking() as tracking:
+        from pipeline.charts import learning_rate_chart  # torch and matplotlib: seconds; the sender gets ready
+        from pipeline.range_test import range_test
+        from stages.train import assemble
+
+        run = assemble(params, Workspace(folder), stage, variant)
+        result = range_test(
+            run.fabric,
+            run.network,
+            run.loader,
+            run.criterion,
+            run.options,
+            lowest=lowest,
+            highest=highest,
+            num_steps=steps,
+        )
+        suggestion = result.suggestion
+        picture = learning_rate_chart(
+            result.rates, result.losses, result.smoothed, suggestion, f"{run.name}: learning-rate range test"
+        )
+        base = folder / "reports" / "lr_find" / run.name.replace("/", "_")
+        rows = zip(result.rates, result.losses, result.smoothed, strict=True)
+        write_csv(base.with_suffix(".csv"), [{"rate": r, "loss": x, "smoothed": y} for r, x, y in rows])
+        with atomic_file(base.with_suffix(".png")) as partial:
+            picture.save(partial, "PNG")
+        with Tracker(
+            tracking,
+            f"lr-find-{run.name.replace('/', '-')}",
+            run_name=f"lr-find-{variant or stage}-seed{params.seed}",
+            params=run.used,
+            tags={"stage": "lr-find", "variant": variant, "profile": params.profile_name, "seed": str(params.seed)},
+        ) as tracker:
+            for step, (rate, loss) in enumerate(zip(result.rates, result.losses, strict=True)):
+                tracker.log_metrics({"lr_find/learning_rate": rate, "lr_find/loss": loss}, step=step)
+            if suggestion is not None:
+                tracker.log_metrics({"lr_find/suggestion": suggestion}, step=0)
+            tracker.log_image("lr_find", picture, step=0)
+    found = (
+        f"try learning_rate: {suggestion:.1e}" if suggestion else "the loss fell at no rate; look at frozen and data"
+    )
+    print(f"lr-find: {run.name}: {found} (now {run.options.learning_rate:g}); see {base.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    app()
