@@ -65,12 +65,6 @@ class Download(Section):
         return self
 
 
-class Prepare(Section):
-    """Which training images keep their pixel labels for the external supervision loss."""
-
-    pixel_label_fraction: Fraction
-
-
 class Model(Section):
     """FCN8s: VGG16's topology at a multiple of its width."""
 
@@ -81,6 +75,7 @@ class Model(Section):
     padding: Literal[1, 100]
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
     skip_scales: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)]
+    attention_layer: Literal["conv5_3", "pool5"]
 
 
 class Training(Section):
@@ -117,22 +112,66 @@ class Classify(Training):
         return self
 
 
+class PixelLabels(Section):
+    """How many training images keep their pixel labels for external supervision: a count, or a fraction of all."""
+
+    count: Annotated[int, Field(ge=0)] | None = None
+    fraction: Fraction | None = None
+
+    @model_validator(mode="after")
+    def _is_one_of_two(self) -> "PixelLabels":
+        if (self.count is None) == (self.fraction is None):
+            raise ValueError("name either count (images) or fraction (of the training images), one of the two")
+        return self
+
+
 class Attention(Section):
-    """Equations 1 to 4 and the choices that the paper leaves open."""
+    """Equations 1 to 7 and the choices that the paper leaves open."""
 
     mask_threshold: Fraction
     mask_slope: PositiveFloat
     max_classes_per_image: PositiveInt
     second_order: bool
+    trunk_gradient: Fraction
+    am_grad: Literal["shared", "attention_only"]
+    guidance: Literal["masks", "boxes", "shuffled_masks"]
+    guidance_resolution: Literal["grid", "image"]
+    guidance_reduction: Literal["mean", "sum"]
+    guidance_sharpness: PositiveFloat
+    pixel_labels: PixelLabels
     ramp_fraction: Fraction
 
 
+class Variant(Section):
+    """One way to fine-tune: the weights of its losses, and the attention choices in which it differs."""
+
+    loss_weights: dict[LossName, NonNegativeFloat]
+    attention: dict[str, Any] = Field(default_factory=dict)
+
+
 class Finetune(Section):
-    """The joint stage: `training` and `attention` shared by every variant, loss weights one set per variant."""
+    """The joint stage: `training` and `attention` shared by every variant, save what a variant says otherwise."""
 
     training: Training
     attention: Attention
-    variants: dict[str, dict[LossName, NonNegativeFloat]]
+    variants: dict[str, Variant]
+
+    @model_validator(mode="after")
+    def _variants_are_complete(self) -> "Finetune":
+        for name in self.variants:
+            try:
+                self.attention_of(name)
+            except ValidationError as error:
+                first = error.errors()[0]
+                key = ".".join(str(part) for part in ("variants", name, "attention", *first["loc"]))
+                unknown = _unknown_key(str(first["loc"][-1]), list(Attention.model_fields))
+                message = unknown if first["type"] == "extra_forbidden" else first["msg"]
+                raise ValueError(f"{key}: {message.removeprefix('Value error, ')}") from error
+        return self
+
+    def attention_of(self, variant: str) -> Attention:
+        """The attention choices of a variant."""
+        return Attention.model_validate({**self.attention.model_dump(), **self.variants[variant].attention})
 
 
 class Evaluate(Section):
@@ -142,6 +181,9 @@ class Evaluate(Section):
     attention_threshold: Fraction
     num_panels: PositiveInt
     panel_scale: Annotated[int, Field(ge=1, le=8)]
+    num_replicates: Annotated[int, Field(ge=100)]
+    num_deletion_images: Annotated[int, Field(ge=0)]
+    deletion_steps: Annotated[int, Field(ge=2)]
 
 
 class Register(Section):
@@ -158,7 +200,6 @@ class Profile(Section):
     runtime: Runtime
     resources: Resources
     download: Download
-    prepare: Prepare
     model: Model
     pretrain: Pretrain
     classify: Classify
@@ -183,8 +224,11 @@ class Params(Section):
     profile: Profile
 
 
-def load_params(path: Path = Path("params.yaml")) -> Params:
+def load_params(path: Path = Path("params.yaml"), *, profile: str | None = None, seed: int | None = None) -> Params:
     """Read `path` and check the profile that it names.
+
+    Args:
+        profile, seed: instead of those that the file names.
 
     Raises:
         PipelineError: the file is missing or no YAML, the profile does not exist, or a value is missing, unknown,
@@ -197,12 +241,13 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     for key in TOP_LEVEL:
         if key not in document:
             raise PipelineError(f"{path}: {key} is missing")
-    name, profiles = document["profile"], document["profiles"]
+    name, profiles = document["profile"] if profile is None else profile, document["profiles"]
     if not isinstance(profiles, dict) or not isinstance(name, str) or name not in profiles:
         known = ", ".join(map(str, profiles)) if isinstance(profiles, dict) else "none"
         raise PipelineError(f"{path}: profile: {name!r} is not under profiles; choose one of: {known}")
     try:
-        return Params(profile_name=name, seed=document["seed"], profile=Profile.model_validate(profiles[name]))
+        seed = document["seed"] if seed is None else seed
+        return Params(profile_name=name, seed=seed, profile=Profile.model_validate(profiles[name]))
     except ValidationError as error:
         raise PipelineError(f"{path}: {_one_line(error, name)}") from error
 

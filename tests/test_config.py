@@ -12,7 +12,8 @@ from pipeline.config import load_params
 COMMITTED = Path(__file__).parents[1] / "params.yaml"
 DOCUMENT = yaml.safe_load(COMMITTED.read_text(encoding="utf-8"))
 ABSENT = object()
-FREE_FORM = ("learning_rate_scales", "variants")  # mappings whose keys are not fields
+# Mappings whose keys are no fields, or of which one is enough.
+FREE_FORM = ("learning_rate_scales", "variants", "pixel_labels")
 
 
 def written(folder: Path, changes: dict[str, Any]) -> Path:
@@ -46,7 +47,9 @@ def test_every_committed_profile_loads_with_the_values_of_the_file(tmp_path, pro
     path.write_text(yaml.safe_dump({**DOCUMENT, "profile": profile}), encoding="utf-8")
     params = load_params(path)
     assert (params.profile_name, params.seed) == (profile, DOCUMENT["seed"])
-    assert json.loads(params.profile.model_dump_json(by_alias=True)) == DOCUMENT["profiles"][profile]
+    assert (
+        json.loads(params.profile.model_dump_json(by_alias=True, exclude_unset=True)) == DOCUMENT["profiles"][profile]
+    )
 
 
 def test_committed_file_loads_as_it_is():
@@ -113,7 +116,7 @@ def test_misspelt_key_in_place_of_the_right_one_is_named_with_a_hint(tmp_path, r
         ("profiles.embedded.download.num_train", 0, "greater than or equal to 1, got 0"),
         ("profiles.embedded.download.num_train", 12.0, "valid integer, got 12.0"),
         ("profiles.embedded.download.jpeg_quality", 101, "less than or equal to 100, got 101"),
-        ("profiles.embedded.prepare.pixel_label_fraction", 1.1, "less than or equal to 1, got 1.1"),
+        ("profiles.embedded.finetune.attention.pixel_labels.fraction", 1.1, "less than or equal to 1, got 1.1"),
         ("profiles.embedded.model.width", 0, "greater than 0, got 0"),
         ("profiles.embedded.model.padding", 2, "1 or 100, got 2"),
         ("profiles.embedded.model.batch_norm", "yes", "valid boolean, got 'yes'"),
@@ -126,7 +129,15 @@ def test_misspelt_key_in_place_of_the_right_one_is_named_with_a_hint(tmp_path, r
         ("profiles.embedded.pretrain.select", "first", "'best' or 'last', got 'first'"),
         ("profiles.embedded.finetune.training.batch_size", 0, "greater than or equal to 1, got 0"),
         ("profiles.embedded.finetune.attention.mask_threshold", 1.5, "less than or equal to 1, got 1.5"),
-        ("profiles.embedded.finetune.variants.gain.segmentation", -1.0, "greater than or equal to 0, got -1.0"),
+        ("profiles.embedded.model.attention_layer", "pool4", "'conv5_3' or 'pool5', got 'pool4'"),
+        ("profiles.embedded.finetune.attention.trunk_gradient", 1.1, "less than or equal to 1, got 1.1"),
+        ("profiles.embedded.finetune.attention.trunk_gradient", -0.1, "greater than or equal to 0, got -0.1"),
+        ("profiles.embedded.finetune.attention.am_grad", "both", "'shared' or 'attention_only', got 'both'"),
+        ("profiles.embedded.finetune.attention.guidance", "points", "'shuffled_masks', got 'points'"),
+        ("profiles.embedded.finetune.attention.guidance_resolution", "pixel", "'grid' or 'image', got 'pixel'"),
+        ("profiles.embedded.finetune.attention.guidance_reduction", "max", "'mean' or 'sum', got 'max'"),
+        ("profiles.embedded.finetune.attention.guidance_sharpness", 0.0, "greater than 0, got 0.0"),
+        ("profiles.embedded.finetune.variants.gain.loss_weights.segmentation", -1.0, "or equal to 0, got -1.0"),
         ("profiles.embedded.evaluate.panel_scale", 9, "less than or equal to 8, got 9"),
         ("profiles.embedded.register.registered_model_name", "a b", "should match pattern"),
     ],
@@ -138,7 +149,7 @@ def test_value_out_of_range_or_of_the_wrong_type_is_named(tmp_path, refused, key
     assert problem in message
 
 
-@pytest.mark.parametrize("key", ["pretrain.learning_rate", "finetune.variants.gain.segmentation"])
+@pytest.mark.parametrize("key", ["pretrain.learning_rate", "finetune.variants.gain.loss_weights.segmentation"])
 def test_infinity_is_refused(tmp_path, refused, key):
     path = written(tmp_path, {f"profiles.embedded.{key}": float("inf")})
     assert refused(load_params, path).startswith(f"{path}: profiles.embedded.{key}: ")
@@ -191,11 +202,84 @@ def test_unknown_candidate_is_told_the_variants(tmp_path, refused):
 
 
 def test_unknown_loss_is_named_with_the_known_ones(tmp_path, refused):
-    path = written(tmp_path, {"profiles.embedded.finetune.variants.gain": {"segmentaton": 1.0}})
+    path = written(tmp_path, {"profiles.embedded.finetune.variants.gain.loss_weights": {"segmentaton": 1.0}})
     message = refused(load_params, path)
-    assert message.startswith(f"{path}: profiles.embedded.finetune.variants.gain.segmentaton")
+    assert message.startswith(f"{path}: profiles.embedded.finetune.variants.gain.loss_weights.segmentaton")
     for loss in ("segmentation", "classification", "attention_mining", "external_supervision"):
         assert repr(loss) in message
+
+
+# ---- variants --------------------------------------------------------------------------------------------------------
+
+ATTENTION = "profiles.embedded.finetune.attention"
+OVERRIDES = "profiles.embedded.finetune.variants.gain.attention"
+
+
+def test_variant_differs_in_what_it_says_and_in_nothing_else(tmp_path):
+    overrides = {"am_grad": "attention_only", "trunk_gradient": 0.125, "pixel_labels": {"count": 7}}
+    finetune = load_params(written(tmp_path, {OVERRIDES: overrides})).profile.finetune
+    shared, gain = finetune.attention.model_dump(), finetune.attention_of("gain").model_dump()
+    assert gain == {**shared, **overrides, "pixel_labels": {"count": 7, "fraction": None}}
+    assert (shared["am_grad"], shared["pixel_labels"]["count"]) == ("shared", None)
+    for variant in ("control", "gain_ext"):
+        assert finetune.attention_of(variant) == finetune.attention
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("mask_treshold", 0.5, "unknown key 'mask_treshold'; did you mean 'mask_threshold'?"),
+        ("guidence", "boxes", "unknown key 'guidence'; did you mean 'guidance'?"),
+        ("zzz", 1, "unknown key 'zzz'; known keys: mask_threshold, mask_slope, "),
+        ("mask_threshold", 1.5, "Input should be less than or equal to 1"),
+        ("am_grad", "both", "Input should be 'shared' or 'attention_only'"),
+        ("pixel_labels", {"count": 5, "fraction": 0.5}, "name either count (images) or fraction"),
+        ("pixel_labels", {}, "name either count (images) or fraction"),
+    ],
+)
+def test_bad_override_is_named_with_its_variant(tmp_path, refused, key, value, problem):
+    path = written(tmp_path, {OVERRIDES: {key: value}})
+    message = refused(load_params, path)
+    assert message.startswith(f"{path}: profiles.embedded.finetune: variants.gain.attention.{key}: {problem}")
+
+
+def test_unknown_key_of_a_variant_is_named_with_a_hint(tmp_path, refused):
+    path = written(tmp_path, {"profiles.embedded.finetune.variants.gain.atention": {}})
+    message = refused(load_params, path)
+    assert message.startswith(f"{path}: profiles.embedded.finetune.variants.gain: unknown key 'atention'; ")
+
+
+@pytest.mark.parametrize("labels", [{}, {"count": 5, "fraction": 0.5}, {"count": None, "fraction": None}])
+def test_pixel_labels_are_a_count_or_a_fraction(tmp_path, refused, labels):
+    path = written(tmp_path, {f"{ATTENTION}.pixel_labels": labels})
+    assert refused(load_params, path).startswith(f"{path}: {ATTENTION}.pixel_labels: name either count (images) or ")
+
+
+@pytest.mark.parametrize("labels", [{"count": 0}, {"count": 200}, {"fraction": 0.0}, {"fraction": 1.0}])
+def test_one_of_count_and_fraction_is_enough(tmp_path, labels):
+    attention = load_params(written(tmp_path, {f"{ATTENTION}.pixel_labels": labels})).profile.finetune.attention
+    assert attention.pixel_labels.model_dump(exclude_none=True) == labels
+
+
+# ---- profile and seed from elsewhere ---------------------------------------------------------------------------------
+
+
+def test_profile_and_seed_may_be_others_than_those_of_the_file(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump({**DOCUMENT, "profile": "embedded", "seed": 3}), encoding="utf-8")
+    assert [load_params(path).profile_name, load_params(path).seed] == ["embedded", 3]
+    other = load_params(path, profile="smoke", seed=0)
+    assert (other.profile_name, other.seed) == ("smoke", 0)
+    assert other.profile.download.num_train == DOCUMENT["profiles"]["smoke"]["download"]["num_train"]
+    assert load_params(path, seed=5).profile_name == "embedded"
+    assert load_params(path, profile="smoke").seed == 3
+
+
+def test_profile_and_seed_from_elsewhere_are_checked_too(tmp_path, refused):
+    path = written(tmp_path, {})
+    message = f"{path}: profile: 'smok' is not under profiles; choose one of: embedded"
+    assert refused(load_params, path, profile="smok") == message
+    assert refused(load_params, path, seed=-1).startswith(f"{path}: seed: Input should be greater than or equal to 0")
 
 
 @pytest.mark.parametrize(
