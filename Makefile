@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro test bench docs format ui lock clean
+.PHONY: help repro study test bench docs format ui lock clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -11,6 +11,10 @@ help: ## list the targets
 
 repro: $(BIN)/.installed ## run the pipeline: data, training, evaluation, registration
 	$(BIN)/dvc repro
+
+study: $(BIN)/.installed ## every variant over three seeds: the table and figures of study/results
+	printf '%s\n' 0 1 2 | OMP_NUM_THREADS=1 xargs -P 3 -I SEED $(BIN)/dvc --wait-for-lock repro study/dvc.yaml:evaluate@SEED
+	$(BIN)/dvc repro study/dvc.yaml
 
 test: $(BIN)/.installed ## lint, types, import contract, tests
 	$(BIN)/ruff format --check .
@@ -22,7 +26,7 @@ test: $(BIN)/.installed ## lint, types, import contract, tests
 bench: $(BIN)/.installed ## time and memory of the pipeline in a fresh clone of the commit
 	$(BIN)/python -m benchmarks.repro
 
-docs: $(BIN)/.installed ## the README's table and pictures, from the last `make repro`
+docs: $(BIN)/.installed ## tables and pictures of README and docs/, from the last `make repro` and `make study`
 	$(BIN)/python -m docs.build
 
 format: $(BIN)/.installed ## format the code and fix what ruff can
@@ -37,7 +41,7 @@ lock: $(BIN)/.installed ## resolve requirements.lock anew (needs uv)
 		--custom-compile-command "make lock" pyproject.toml -o requirements.lock
 
 clean: ## remove what the pipeline made, keep the DVC cache and the environment
-	rm -rf data models checkpoints reports/* .tracking mlflow.db mlruns
+	rm -rf data models checkpoints reports/* study/seed* .tracking mlflow.db mlruns
 
 $(BIN)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -1,5 +1,6 @@
-"""The README's table and pictures, from the reports of the last `make repro`: `make docs`."""
+"""The README's tables and pictures and docs/study.md, from the last `make repro` and `make study`: `make docs`."""
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -10,23 +11,56 @@ from PIL import Image
 from pipeline.data import voc
 from pipeline.data.manifest import ManifestRow, decode_image, read_manifest
 from pipeline.evaluation import results_table
+from pipeline.files import digest_file
+from pipeline.sender import connect, find_run
+from pipeline.study import HEADLINES
 from pipeline.visualization import Picture, panel
 
 REPOSITORY = Path(__file__).parents[1]
 DATA = REPOSITORY / "data" / "voc"
 REPORTS = REPOSITORY / "reports" / "evaluate"
+STUDY = REPOSITORY / "study"
 
 
 def main() -> None:
-    """Write docs/*.png and the table between the markers in README.md."""
+    """Write docs/*.png, docs/study.md and the tables between the markers in README.md."""
     dataset_figure().save(REPOSITORY / "docs" / "dataset.png", optimize=True)
-    panels = Image.open(REPORTS / "panels" / "comparison.png").convert("RGB")
+    panels = Image.open(REPORTS / "pictures" / "comparison.png").convert("RGB")
     panels.quantize(256, dither=Image.Dither.NONE).save(REPOSITORY / "docs" / "panels.png", optimize=True)
-    table = results_table(json.loads((REPORTS / "metrics.json").read_text(encoding="utf-8")))
+    tables = {
+        "results": results_table(json.loads((REPORTS / "metrics.json").read_text(encoding="utf-8"))),
+        "study": (STUDY / "results" / "table.md").read_text(encoding="utf-8").strip(),
+    }
     readme = REPOSITORY / "README.md"
-    block = f"<!-- results -->\n{table}\n<!-- /results -->"
-    text = re.sub(r"<!-- results -->.*?<!-- /results -->", block, readme.read_text(encoding="utf-8"), flags=re.DOTALL)
+    text = readme.read_text(encoding="utf-8")
+    for name, table in tables.items():
+        block = f"<!-- {name} -->\n{table}\n<!-- /{name} -->"
+        text = re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", block, text, flags=re.DOTALL)
     readme.write_text(text, encoding="utf-8")
+    (REPOSITORY / "docs" / "study.md").write_text(study_page(), encoding="utf-8")
+
+
+def study_page() -> str:
+    """Every row behind the study's means, with the MLflow run that trained and scored it."""
+    client, experiment_id = connect()
+    lines = [
+        "# The study, run by run",
+        "",
+        "Percent; the run id is that of the MLflow run in which the model was trained and scored (`make study`, then",
+        "`make ui`). Means, intervals and differences: [results.csv](../study/results/results.csv).",
+        "",
+        "| model | seed | " + " | ".join(HEADLINES.values()) + " | MLflow run |",
+        "|---" * (len(HEADLINES) + 3) + "|",
+    ]
+    with (STUDY / "results" / "per_seed.csv").open(newline="", encoding="utf-8") as file:
+        for row in sorted(csv.DictReader(file), key=lambda row: row["model"]):
+            models = STUDY / f"seed{row['seed']}" / "models"
+            finetuned = models / "finetune" / f"{row['model']}.safetensors"
+            weights = finetuned if finetuned.exists() else models / "classify.safetensors"
+            scores = " | ".join(f"{100 * float(row[name]):.1f}" for name in HEADLINES)
+            run_id = find_run(client, experiment_id, digest_file(weights)) or "not in this tracking server"
+            lines.append(f"| {row['model']} | {row['seed']} | {scores} | `{run_id}` |")
+    return "\n".join(lines) + "\n"
 
 
 def dataset_figure() -> Image.Image:

@@ -1,22 +1,70 @@
-"""The steps of dvc.yaml, each a `python -m stages.NAME` that only wires the pipeline together."""
+"""The steps of dvc.yaml, each a `python -m stages.NAME` that only wires the pipeline together.
 
+Every step takes `--folder`, where its inputs and outputs lie, and `--profile` and `--seed`, instead of those that
+params.yaml names: study/dvc.yaml runs the same steps once per seed, each seed in a folder of its own.
+"""
+
+import argparse
 import errno
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
+from pipeline.config import Params, load_params
 from pipeline.errors import PipelineError
 
-DATA = Path("data/voc")
-MANIFEST = Path("data/manifest.csv")
-MODELS = Path("models")
-REPORTS = Path("reports")
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where one run of the pipeline keeps what its steps hand on."""
+
+    folder: Path
+
+    @property
+    def data(self) -> Path:
+        """The data set in VOC layout."""
+        return self.folder / "data" / "voc"
+
+    @property
+    def manifest(self) -> Path:
+        """One row per image."""
+        return self.folder / "data" / "manifest.csv"
+
+    @property
+    def models(self) -> Path:
+        """Weights, STAGE.safetensors or finetune/VARIANT.safetensors."""
+        return self.folder / "models"
+
+    @property
+    def reports(self) -> Path:
+        """Curves, tables and pictures, a folder per stage."""
+        return self.folder / "reports"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Checkpoints of interrupted trainings; outside every DVC output."""
+        return self.folder / "checkpoints"
 
 
-def run_stage(name: str, stage: Callable[..., None], *arguments: str) -> None:
-    """Call a stage; a failure that the user can act on becomes one line on standard error and exit code 1."""
+def run_stage(name: str, stage: Callable[..., None], *, argument: str = "") -> None:
+    """Call a stage as the command line says; a failure that the user can act on becomes one line and exit code 1.
+
+    Args:
+        stage: called with the parameters, the workspace and, if it takes one, its argument.
+        argument: what the stage's own argument is, in a word.
+    """
+    parser = _Parser(prog=f"python -m stages.{name}")
+    if argument:
+        parser.add_argument(argument)
+    parser.add_argument("--folder", type=Path, default=Path(), help="where inputs and outputs lie")
+    parser.add_argument("--profile", help="instead of the profile that params.yaml names")
+    parser.add_argument("--seed", type=int, help="instead of the seed that params.yaml names")
+    options = vars(parser.parse_args())
     try:
-        stage(*arguments)
+        params: Params = load_params(profile=options["profile"], seed=options["seed"])
+        stage(params, Workspace(options["folder"]), *([options[argument]] if argument else []))
     except PipelineError as error:
         sys.exit(f"{name}: error: {error}")
     except OSError as error:
@@ -25,3 +73,11 @@ def run_stage(name: str, stage: Callable[..., None], *arguments: str) -> None:
         sys.exit(f"{name}: error: {error.filename or 'output'}: the disk is full; free some space and rerun")
     except KeyboardInterrupt:
         sys.exit(f"{name}: interrupted; run `dvc repro` again to resume")
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line instead of a usage text and a line."""
+
+    def error(self, message: str) -> NoReturn:
+        usage = " ".join(self.format_usage().split()).removeprefix("usage: ")
+        self.exit(2, f"error: {message}; usage: {usage}\n")

@@ -1,18 +1,16 @@
 """The classifier on the frozen trunk."""
 
-from pipeline.config import load_params
+from pipeline.config import Params
 from pipeline.tracking import Tracking
-from stages import MODELS, run_stage
+from stages import Workspace, run_stage
 
 
-def classify() -> None:
+def classify(params: Params, space: Workspace) -> None:
     """models/pretrain.safetensors to models/classify.safetensors."""
-    params = load_params()
-    weights = MODELS / "pretrain.safetensors"
     with Tracking() as tracking:
         from stages.train import train  # torch: seconds, in which the sender gets ready
 
-        train(tracking, "classify", params, params.profile.classify, {"classification": 1.0}, initial_weights=weights)
+        train(tracking, params, space, "classify")
 
 
 if __name__ == "__main__":

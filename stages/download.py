@@ -2,19 +2,18 @@
 
 import os
 
-from pipeline.config import load_params
+from pipeline.config import Params
 from pipeline.data.synthetic import draw_dataset
 from pipeline.files import atomic_folder
 from pipeline.progress import progress_bar
-from stages import DATA, run_stage
+from stages import Workspace, run_stage
 
 
-def download() -> None:
+def download(params: Params, space: Workspace) -> None:
     """params.yaml to data/voc."""
-    params = load_params()
     options = params.profile.download.model_dump(exclude={"source"})
     total = sum(options[name] for name in ("num_train", "num_val", "num_test")) + 2 * options["num_counterfactual"]
-    with atomic_folder(DATA) as folder, progress_bar("download: images drawn", total) as advance:
+    with atomic_folder(space.data) as folder, progress_bar("download: images drawn", total) as advance:
         draw_dataset(folder, seed=params.seed, num_workers=os.cpu_count() or 1, on_image=advance, **options)
 
 

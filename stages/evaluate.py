@@ -1,17 +1,16 @@
 """Score every model on the same images."""
 
-from pipeline.config import load_params
+from pipeline.config import Params
 from pipeline.tracking import Tracking
-from stages import run_stage
+from stages import Workspace, run_stage
 
 
-def evaluate() -> None:
+def evaluate(params: Params, space: Workspace) -> None:
     """models/ to reports/evaluate; the scores also go to the models' runs."""
-    params = load_params()
     with Tracking() as tracking:
         from stages.score import score  # torch: seconds, in which the sender gets ready
 
-        score(tracking, params)
+        score(tracking, params, space)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
 """FCN8s on the segmentation loss."""
 
-from pipeline.config import load_params
+from pipeline.config import Params
 from pipeline.tracking import Tracking
-from stages import run_stage
+from stages import Workspace, run_stage
 
 
-def pretrain() -> None:
+def pretrain(params: Params, space: Workspace) -> None:
     """data/manifest.csv to models/pretrain.safetensors."""
-    params = load_params()
     with Tracking() as tracking:
         from stages.train import train  # torch: seconds, in which the sender gets ready
 
-        train(tracking, "pretrain", params, params.profile.pretrain, {"segmentation": 1.0})
+        train(tracking, params, space, "pretrain")
 
 
 if __name__ == "__main__":

@@ -2,22 +2,22 @@
 
 import json
 
-from pipeline.config import load_params
+from pipeline.config import Params
 from pipeline.data.manifest import data_digest, read_manifest
 from pipeline.files import digest_file, write_json
 from pipeline.registry import register_model, select_variant
-from stages import MANIFEST, MODELS, REPORTS, run_stage
+from stages import Workspace, run_stage
 
 
-def register() -> None:
+def register(params: Params, space: Workspace) -> None:
     """reports/evaluate/metrics.json and models/ to a model version; reports/register/challenger.json says which."""
-    params = load_params()
     options = params.profile.register_
-    metrics = json.loads((REPORTS / "evaluate" / "metrics.json").read_text(encoding="utf-8"))
+    metrics = json.loads((space.reports / "evaluate" / "metrics.json").read_text(encoding="utf-8"))
     variant = select_variant(metrics, options.candidates, options.metric)
-    weights = MODELS / "finetune" / f"{variant}.safetensors"
+    weights = space.models / "finetune" / f"{variant}.safetensors"
     digest = digest_file(weights)
-    tags = {"variant": variant, "profile": params.profile_name, "data_digest": data_digest(read_manifest(MANIFEST))}
+    rows = read_manifest(space.manifest)
+    tags = {"variant": variant, "profile": params.profile_name, "data_digest": data_digest(rows)}
     version = register_model(
         weights,
         digest,
@@ -27,7 +27,7 @@ def register() -> None:
     )
     # No version number in here: it is the registry's, and would differ wherever the same model is registered.
     content = {"registered_model_name": options.registered_model_name, "weights_sha256": digest, **tags}
-    write_json(REPORTS / "register" / "challenger.json", {**content, "metrics": metrics[variant]})
+    write_json(space.reports / "register" / "challenger.json", {**content, "metrics": metrics[variant]})
     print(f"register: {variant} is version {version} of {options.registered_model_name}, alias challenger", flush=True)
 
 

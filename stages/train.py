@@ -1,134 +1,236 @@
 """One tracked, resumable training: what pretrain, classify and finetune have in common."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from lightning_fabric import Fabric
+from safetensors.torch import save_file
+from torch import Tensor
 from torch.utils.data import DataLoader
 
+from pipeline.charts import training_curves
 from pipeline.checkpoints import CheckpointFile, fingerprint
 from pipeline.config import Attention, Params, Training
+from pipeline.data.guidance import Guidance, num_labelled_images
 from pipeline.data.loading import Sample, SegmentationDataset, evaluation_loader, training_loader
 from pipeline.data.manifest import ManifestRow, data_digest, read_manifest
 from pipeline.data.voc import read_class_names
-from pipeline.devices import choose_device, make_deterministic
+from pipeline.devices import Device, choose_device, make_deterministic
 from pipeline.evaluation import evaluate, validation_row
-from pipeline.files import digest_file, write_csv, write_json
+from pipeline.files import atomic_file, digest_file, write_csv, write_json
 from pipeline.gain.attention import GuidedNetwork
+from pipeline.gain.losses import Criterion
 from pipeline.model.fcn8s import FCN8s
 from pipeline.model.weights import build_model, load_weights, save_weights
-from pipeline.panels import attention_panel, panel_samples
+from pipeline.panels import attention_panel, evolution_panel
+from pipeline.snapshots import attention_maps, panel_samples
 from pipeline.tracking import WEIGHTS_TAG, Tracker, Tracking
 from pipeline.training import History, Row, fit
-from stages import DATA, MANIFEST, MODELS, REPORTS
+from stages import Workspace
 
 
-def train(
-    tracking: Tracking,
-    stage: str,
-    params: Params,
-    options: Training,
-    loss_weights: Mapping[str, float],
-    *,
-    variant: str | None = None,
-    initial_weights: Path | None = None,
-) -> None:
-    """From `initial_weights`, or from scratch, to models/NAME.safetensors and reports/NAME; NAME is STAGE[/VARIANT]."""
+@dataclass(frozen=True)
+class Assembly:
+    """Everything that one training needs, put together from params.yaml and the outputs of earlier stages."""
+
+    name: str  # STAGE[/VARIANT]
+    stage: str
+    variant: str  # "" but for finetune
+    options: Training
+    used: Mapping[str, Any]  # the parameters that the result depends on
+    device: Device
+    fabric: Fabric
+    model: FCN8s
+    network: GuidedNetwork
+    criterion: Criterion
+    ramp_fraction: float
+    loader: DataLoader[Sample]
+    val_set: SegmentationDataset
+    rows: list[ManifestRow]
+    class_names: tuple[str, ...]
+    initial_weights: Path | None
+
+
+def assemble(params: Params, space: Workspace, stage: str, variant: str = "") -> Assembly:
+    """Model, data and criterion of `stage`: pretrain starts from scratch, the others from the stage before."""
     name = f"{stage}/{variant}" if variant else stage
-    profile, attention = params.profile, params.profile.finetune.attention
+    profile = params.profile
+    options, loss_weights, attention = _choices(params, stage, variant)
     device = choose_device(profile.runtime.device, profile.runtime.precision)
     make_deterministic(device)
     print(f"{name}: on {device.reason}", flush=True)
-    rows, class_names, architecture = read_manifest(MANIFEST), read_class_names(DATA), profile.model.model_dump()
+    rows, class_names = read_manifest(space.manifest), read_class_names(space.data)
+    initial = {"classify": "pretrain", "finetune": "classify"}.get(stage)
+    initial_weights = space.models / f"{initial}.safetensors" if initial else None
+    if initial_weights:
+        model, _ = load_weights(initial_weights)
+    else:
+        model = build_model(profile.model.model_dump(), class_names, seed=params.seed)
+    fabric = Fabric(accelerator=device.accelerator, devices=1, precision=device.precision)
+    fabric.seed_everything(params.seed, verbose=False)
+    criterion = Criterion(
+        loss_weights,
+        model.attention_grid,
+        attention.guidance_resolution,
+        attention.guidance_reduction,
+        attention.guidance_sharpness,
+    )
+    train_set, val_set = _data_sets(params, space, options, attention, criterion, rows, class_names)
     used = {
         "seed": params.seed,
         "profile": params.profile_name,
         "runtime": profile.runtime.model_dump(),
-        "model": architecture,
+        "model": profile.model.model_dump(),
         stage: {**options.model_dump(), "loss_weights": dict(loss_weights), "attention": attention.model_dump()},
     }
-    run = fingerprint(name, used, [MANIFEST, *([initial_weights] if initial_weights else [])])
-    checkpoint = CheckpointFile(Path("checkpoints") / name, run)
-    if initial_weights:
-        model, _ = load_weights(initial_weights)
-    else:
-        model = build_model(architecture, class_names, seed=params.seed)
-    fabric = Fabric(accelerator=device.accelerator, devices=1, precision=device.precision)
-    fabric.seed_everything(params.seed, verbose=False)
-    loader, val_set = _data(params, options, rows, len(class_names))
-    val_loader = evaluation_loader(val_set, batch_size=profile.evaluate.batch_size, num_workers=0)
-    samples = panel_samples(val_set, options.num_panel_images)
-    guides = "classification" in loss_weights
-    tags = {"stage": stage, "variant": variant or "", "profile": params.profile_name, "seed": str(params.seed)}
-    dataset = {"name": params.profile.download.source, "digest": data_digest(rows), "context": "training"}
+    return Assembly(
+        name=name,
+        stage=stage,
+        variant=variant,
+        options=options,
+        used=used,
+        device=device,
+        fabric=fabric,
+        model=model,
+        network=guided_network(model, attention),
+        criterion=criterion,
+        ramp_fraction=attention.ramp_fraction,
+        loader=training_loader(
+            train_set,
+            batch_size=options.batch_size,
+            seed=params.seed,
+            num_workers=profile.resources.num_workers,
+        ),
+        val_set=val_set,
+        rows=rows,
+        class_names=class_names,
+        initial_weights=initial_weights,
+    )
+
+
+def train(tracking: Tracking, params: Params, space: Workspace, stage: str, variant: str = "") -> None:
+    """One training to models/NAME.safetensors and reports/NAME."""
+    run = assemble(params, space, stage, variant)
+    key = fingerprint(run.name, run.used, [space.manifest, *([run.initial_weights] if run.initial_weights else [])])
+    checkpoint = CheckpointFile(space.checkpoints / run.name, key)
+    val_loader = evaluation_loader(run.val_set, batch_size=params.profile.evaluate.batch_size, num_workers=0)
+    guides = "classification" in run.criterion.needs
+    samples = panel_samples(run.val_set, run.class_names, run.options.num_panel_images) if guides else []
+    tags = {"stage": stage, "variant": variant, "profile": params.profile_name, "seed": str(params.seed)}
+    dataset = {"name": params.profile.download.source, "digest": data_digest(run.rows), "context": "training"}
 
     def validate(model: FCN8s) -> Row:
-        return validation_row(evaluate(model, val_loader, device.torch_device, attention=guides))
+        return validation_row(evaluate(model, val_loader, run.device.torch_device, attention=guides))
+
+    def observe(model: FCN8s) -> Tensor:
+        return attention_maps(model, samples)
 
     with Tracker(
         tracking,
-        f"{name.replace('/', '-')}-{run}",
+        f"{run.name.replace('/', '-')}-{key}",
         run_name=f"{variant or stage}-seed{params.seed}",
-        params=used,
+        params=run.used,
         tags=tags,
         dataset=dataset,
     ) as tracker:
 
-        def on_epoch(epoch: int, row: Row) -> None:
-            tracker.log_metrics({k: v for k, v in row.items() if k != "epoch"}, step=epoch)
-            if guides and samples:
-                tracker.log_image("attention", attention_panel(model, samples, class_names), step=epoch)
+        def on_epoch(epoch: int, history: History) -> None:
+            tracker.log_metrics({k: v for k, v in history.rows[-1].items() if k != "epoch"}, step=epoch)
+            if samples:
+                panel = attention_panel(samples, history.snapshots[-1], run.class_names)
+                tracker.log_image("attention", panel, step=epoch)
 
         history = fit(
-            fabric,
-            guided_network(model, attention),
-            loader,
-            title=name,
-            options=options,
-            loss_weights=loss_weights,
-            ramp_fraction=attention.ramp_fraction,
+            run.fabric,
+            run.network,
+            run.loader,
+            title=run.name,
+            options=run.options,
+            criterion=run.criterion,
+            ramp_fraction=run.ramp_fraction,
             validate=validate,
+            observe=observe,
             on_epoch=on_epoch,
             checkpoint=checkpoint,
         )
-        weights = MODELS / f"{name}.safetensors"
-        save_weights(weights, model, architecture, class_names)
-        _report(REPORTS / name, history)
-        tracker.log_artifact(REPORTS / name / "curves.csv")
-        tracker.log_artifact(REPORTS / name / "summary.json")
+        weights = space.models / f"{run.name}.safetensors"
+        save_weights(weights, run.model, params.profile.model.model_dump(), run.class_names)
+        _report(space.reports / run.name, run, history, samples, tracker)
         tracker.set_tags({WEIGHTS_TAG: digest_file(weights)})
     checkpoint.remove()
 
 
 def guided_network(model: FCN8s, attention: Attention) -> GuidedNetwork:
     """The network as params.yaml wants it guided."""
-    return GuidedNetwork(model, **attention.model_dump(exclude={"ramp_fraction"}))
+    names = {"mask_threshold", "mask_slope", "max_classes_per_image", "second_order", "trunk_gradient", "am_grad"}
+    return GuidedNetwork(model, **attention.model_dump(include=names))
 
 
-def _data(
-    params: Params, options: Training, rows: list[ManifestRow], num_classes: int
-) -> tuple[DataLoader[Sample], SegmentationDataset]:
-    resources = params.profile.resources
-    train_set, val_set = (
-        SegmentationDataset(
-            DATA,
-            [row for row in rows if row.split == split],
-            num_foreground_classes=num_classes,
-            horizontal_flip=options.horizontal_flip if split == "train" else 0.0,
+def _choices(params: Params, stage: str, variant: str) -> tuple[Training, dict[str, float], Attention]:
+    profile, finetune = params.profile, params.profile.finetune
+    if stage == "finetune":
+        weights = {str(name): weight for name, weight in finetune.variants[variant].loss_weights.items()}
+        return finetune.training, weights, finetune.attention_of(variant)
+    if stage == "classify":
+        return profile.classify, {"classification": 1.0}, finetune.attention
+    return profile.pretrain, {"segmentation": 1.0}, finetune.attention
+
+
+def _data_sets(
+    params: Params,
+    space: Workspace,
+    options: Training,
+    attention: Attention,
+    criterion: Criterion,
+    rows: list[ManifestRow],
+    class_names: tuple[str, ...],
+) -> tuple[SegmentationDataset, SegmentationDataset]:
+    train_rows, val_rows = ([row for row in rows if row.split == split] for split in ("train", "val"))
+    guidance = None
+    if "external_supervision" in criterion.needs:
+        labels = attention.pixel_labels
+        num_labelled = num_labelled_images(train_rows, count=labels.count, fraction=labels.fraction)
+        guidance = Guidance(
+            space.data,
+            train_rows,
+            class_names,
+            source=attention.guidance,
+            num_labelled=num_labelled,
             seed=params.seed,
-            cache_images=resources.cache_images,
         )
-        for split in ("train", "val")
+        print(f"{params.profile_name}: {num_labelled} of {len(train_rows)} images guide attention", flush=True)
+    cache = params.profile.resources.cache_images
+    train_set = SegmentationDataset(
+        space.data,
+        train_rows,
+        num_foreground_classes=len(class_names),
+        horizontal_flip=options.horizontal_flip,
+        seed=params.seed,
+        cache_images=cache,
+        guidance=guidance,
     )
-    loader = training_loader(
-        train_set, batch_size=options.batch_size, seed=params.seed, num_workers=resources.num_workers
+    val_set = SegmentationDataset(
+        space.data, val_rows, num_foreground_classes=len(class_names), seed=params.seed, cache_images=cache
     )
-    return loader, val_set
+    return train_set, val_set
 
 
-def _report(folder: Path, history: History) -> None:
-    write_csv(folder / "curves.csv", history.rows)
+def _report(folder: Path, run: Assembly, history: History, samples: list[Sample], tracker: Tracker) -> None:
     selected = history.rows[history.selected_epoch - 1]
+    write_csv(folder / "curves.csv", history.rows)
     write_json(
         folder / "summary.json", {"selected_epoch": history.selected_epoch, **selected, "frozen": history.frozen}
     )
+    tracker.log_image("loss_curves", training_curves(history.rows, run.name), step=len(history.rows))
+    if samples:
+        with atomic_file(folder / "attention.safetensors") as partial:
+            save_file({"attention": torch.stack(history.snapshots)}, partial)
+        strip = evolution_panel(samples, torch.stack(history.snapshots), run.class_names)
+        tracker.log_image("attention_evolution", strip, step=len(history.rows))
+    for name in ("curves.csv", "summary.json"):
+        tracker.log_artifact(folder / name)
+    for part, proof in history.frozen.items():
+        tracker.set_tags({f"frozen.{part}.{moment}": digest for moment, digest in proof.items()})

@@ -96,8 +96,15 @@ def test_reports_hold_curves_tables_and_panels(repro):
         assert f"loss/{name}" in curves[0]
     assert {"train/learning_rate", "train/dead_map_rate"} <= set(curves[0].split(","))
     assert len(curves) == 3
-    panels = {path.name for path in (repro / "reports/evaluate/panels").iterdir()}
-    assert panels == {"comparison.png", "pretrained.png", "control.png", "gain.png", "gain_ext.png"}
+    pictures = {str(p.relative_to(repro / "reports/evaluate/pictures")) for p in repro.glob("reports/**/*.png")}
+    models = ("pretrained", "control", "gain", "gain_ext")
+    of_model = ("panels", "loss_curves", "confusion", "attention_evolution")
+    assert pictures == {"comparison.png", "class_iou.png", "compared_curves.png"} | {
+        f"{model}/{name}.png" for model in models for name in of_model
+    }
+    intervals = (repro / "reports/evaluate/tables/intervals.csv").read_text()
+    assert "gain_ext,attention_iou_small," in intervals
+    assert "gain_ext,deletion_auc," in intervals
     summary = json.loads((repro / "reports/classify/summary.json").read_text())
     trunk = summary["frozen"]["trunk"]
     assert trunk["sha256_before"] == trunk["sha256_after"]
@@ -115,7 +122,11 @@ def test_runs_are_in_mlflow_with_training_and_test_scores(repro, monkeypatch):
     assert run.data.params["finetune.loss_weights.external_supervision"] == "10.0"
     images = [f.path for f in client.list_artifacts(run.info.run_id, "images")]
     assert any("attention+step+2" in path for path in images)
-    assert any("panels+step+0" in path for path in images)
+    for name in ("panels", "confusion", "class_iou", "loss_curves", "attention_evolution"):
+        assert any(f"{name}+step+0" in path for path in images), name
+    assert {"train/gradient_norm/trunk", "train/gradient_norm/classifier"} <= set(run.data.metrics)
+    tags = by_name["classify-seed0"].data.tags
+    assert tags["frozen.trunk.sha256_before"] == tags["frozen.trunk.sha256_after"]
 
 
 def test_challenger_answers(repro, monkeypatch):
@@ -152,7 +163,7 @@ def test_one_loss_weight_retrains_one_variant(repro, tmp_path):
     """Parameters are tracked per variant; nothing else is invalidated."""
     folder = tmp_path / "repo"
     shutil.copytree(repro, folder)
-    set_params(folder, {".finetune.variants.gain.attention_mining": 0.5})
+    set_params(folder, {".finetune.variants.gain.loss_weights.attention_mining": 0.5})
     changed = {
         name.split(":")[0] for name in dvc(folder, "status").stdout.splitlines() if name and not name.startswith("\t")
     }
@@ -164,6 +175,7 @@ def test_killed_training_resumes_to_the_same_bytes(repro, copy, killed):
     arguments = ("gain_ext",) if killed == "finetune" else ()
     name = "/".join((killed, *arguments))
     outputs = [f"models/{name}.safetensors", f"reports/{name}/curves.csv", f"reports/{name}/summary.json"]
+    outputs += [f"reports/{name}/attention.safetensors"] if killed == "finetune" else []
     (copy / outputs[0]).unlink()
     command = [sys.executable, "-m", f"stages.{killed}", *arguments]
     with subprocess.Popen(command, cwd=copy, env=environment(copy), stdout=subprocess.DEVNULL) as process:
@@ -248,3 +260,45 @@ def test_unreachable_tracking_server_does_not_stop_a_training(copy, monkeypatch)
     assert result.returncode == 0, result.stderr
     assert "warning: MLflow at http://127.0.0.1:9" in result.stderr
     assert (copy / "reports/pretrain/curves.csv").exists()
+
+
+def gain(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline.cli", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
+
+
+def test_learning_rate_range_test_plots_suggests_and_tracks(copy):
+    result = gain(copy, "lr-find", "finetune", "gain_ext", "--steps", "12", "--lowest", "1e-5", "--highest", "0.1")
+    assert result.returncode == 0, result.stderr
+    assert "lr-find: finetune/gain_ext:" in result.stdout
+    curve = (copy / "reports/lr_find/finetune_gain_ext.csv").read_text().splitlines()
+    assert curve[0] == "rate,loss,smoothed"
+    assert 3 < len(curve) <= 13
+    assert (copy / "reports/lr_find/finetune_gain_ext.png").stat().st_size > 5000
+    client = mlflow.MlflowClient(f"sqlite:///{copy / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("gain").experiment_id])
+    assert run.info.run_name == "lr-find-gain_ext-seed0"
+    assert "lr_find/loss" in run.data.metrics
+
+
+def test_learning_rate_range_test_refuses_in_one_line(copy):
+    one_line(gain(copy, "lr-find", "finetune", "gian"), "finetune takes a variant, one of control, gain, gain_ext")
+    one_line(gain(copy, "lr-find", "pretrain", "--lowest", "1", "--highest", "0.1"), "0 < lowest < highest")
+
+
+def test_boxes_and_shuffled_masks_guide_a_training(copy):
+    for guidance in ("boxes", "shuffled_masks"):
+        set_params(copy, {".finetune.attention.guidance": guidance})
+        result = stage(copy, "finetune", "gain_ext")
+        assert result.returncode == 0, result.stderr
+        assert "8 of 16 images guide attention" in result.stdout
+
+
+def test_a_stage_runs_in_a_folder_with_a_seed_of_its_own(copy):
+    result = stage(copy, "download", "--folder", "study/seed7", "--seed", "7")
+    assert result.returncode == 0, result.stderr
+    image = "voc/JPEGImages/train_00000.jpg"
+    assert (copy / "study/seed7/data" / image).read_bytes() != (copy / "data" / image).read_bytes()
+    refused = stage(copy, "download", "--seed", "many")
+    assert refused.returncode == 2
+    assert len(refused.stderr.strip().splitlines()) == 1

@@ -14,9 +14,10 @@ from pipeline.evaluation import results_table
 
 REPOSITORY = Path(__file__).parents[1]
 DVC = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())
+STUDY = yaml.safe_load((REPOSITORY / "study" / "dvc.yaml").read_text())
 # They change what is watched, recorded or shipped, never a result.
 NO_RESULT = {"pipeline.tracking", "pipeline.sender", "pipeline.progress"}
-PICTURES = {"pipeline.panels", "pipeline.visualization"}  # a result of evaluate alone
+PICTURES = {"pipeline.panels", "pipeline.visualization", "pipeline.charts"}  # a result of evaluate alone
 
 
 def module_path(name: str) -> Path | None:
@@ -60,12 +61,37 @@ def test_stage_dependencies_are_the_modules_that_it_imports(stage):
     assert listed == {str(path.relative_to(REPOSITORY)) for path in expected}
 
 
+def in_folder(entry: object) -> object:
+    """A dependency or output of dvc.yaml as study/dvc.yaml must name it."""
+    if isinstance(entry, dict):
+        return in_folder(next(iter(entry)))
+    return f"study/seed${{item.seed}}/{entry}" if entry.split("/")[0] in ("data", "models", "reports") else entry
+
+
+@pytest.mark.parametrize("stage", set(DVC["stages"]) - {"register"})
+def test_study_runs_the_same_stages_in_a_folder_per_seed(stage):
+    expected, found = DVC["stages"][stage], STUDY["stages"][stage]
+    assert found["deps"] == [in_folder(entry) for entry in expected["deps"]]
+    outputs = [*expected["outs"], *expected.get("metrics", [])]
+    assert [*found["outs"], *found.get("metrics", [])] == [in_folder(entry) for entry in outputs]
+    params = [key.replace("${profile}", "study") for key in expected["params"] if key != "seed"]
+    assert found.get("params", []) == params
+    assert found["cmd"].startswith(expected["cmd"].split(" ${")[0])
+    assert "--profile study --seed ${item.seed} --folder study/seed${item.seed}" in found["cmd"]
+
+
+def test_summary_depends_on_what_it_imports():
+    expected = closure("stages.summarise", NO_RESULT)
+    listed = {dependency for dependency in STUDY["stages"]["summarise"]["deps"] if dependency.endswith(".py")}
+    assert listed == {str(path.relative_to(REPOSITORY)) for path in expected}
+
+
 def test_every_stage_has_its_script_its_section_and_nothing_else():
     stages = list(DVC["stages"])
     assert stages == ["download", "prepare", "pretrain", "classify", "finetune", "evaluate", "register"]
     params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     for profile in params["profiles"].values():
-        assert set(stages) <= set(profile)
+        assert set(stages) - set(profile) == {"prepare"}  # which has nothing to choose
         assert set(profile) - set(stages) == {"runtime", "resources", "model"}
 
 
@@ -77,28 +103,31 @@ def test_params_have_no_aliases():
 
 def test_variants_of_dvc_are_the_variants_of_every_profile():
     params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
-    for profile in params["profiles"].values():
-        assert list(profile["finetune"]["variants"]) == DVC["stages"]["finetune"]["matrix"]["variant"]
+    for name, profile in params["profiles"].items():
+        stages = STUDY if name == "study" else DVC
+        assert list(profile["finetune"]["variants"]) == stages["stages"]["finetune"]["matrix"]["variant"]
 
 
-def test_lock_belongs_to_the_committed_code():
+@pytest.mark.parametrize("name", ["dvc.lock", "study/dvc.lock"])
+def test_lock_belongs_to_the_committed_code(name):
     """dvc.lock's digests of code are those of the code: its results were made by what is here."""
-    lock = yaml.safe_load((REPOSITORY / "dvc.lock").read_text())
+    lock = yaml.safe_load((REPOSITORY / name).read_text())
     files = {d["path"]: d["md5"] for s in lock["stages"].values() for d in s["deps"] if d["path"].endswith(".py")}
     assert files
     changed = [p for p, md5 in files.items() if hashlib.md5((REPOSITORY / p).read_bytes()).hexdigest() != md5]
-    assert not changed, "run `make repro` and commit dvc.lock and reports/evaluate/metrics.json"
+    assert not changed, "run `make repro` or `make study` and commit the lock and what it made"
 
 
-def test_lock_belongs_to_the_committed_parameters():
-    lock = yaml.safe_load((REPOSITORY / "dvc.lock").read_text())
+@pytest.mark.parametrize("name", ["dvc.lock", "study/dvc.lock"])
+def test_lock_belongs_to_the_committed_parameters(name):
+    lock = yaml.safe_load((REPOSITORY / name).read_text())
     params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     for stage in lock["stages"].values():
-        for key, used in stage["params"]["params.yaml"].items():
+        for key, used in stage.get("params", {}).get("params.yaml", {}).items():
             value = params
             for part in key.split("."):
                 value = value[part]
-            assert value == used, f"{key}: run `make repro` and commit dvc.lock"
+            assert value == used, f"{key}: run `make repro` or `make study` and commit {name}"
 
 
 def committed(path: str) -> str:
@@ -116,6 +145,15 @@ def test_readme_table_is_the_committed_metrics():
     table = re.search(r"<!-- results -->\n(.*?)\n<!-- /results -->", readme, re.DOTALL)
     assert table is not None
     assert table[1].strip() == results_table(metrics)
+
+
+def test_readme_shows_the_study_and_names_the_run_of_every_row():
+    table = re.search(r"<!-- study -->\n(.*?)\n<!-- /study -->", committed("README.md"), re.DOTALL)
+    assert table is not None
+    assert table[1].strip() == committed("study/results/table.md").strip()
+    rows = [line for line in committed("docs/study.md").splitlines() if re.match(r"\| \w+ \| \d \|", line)]
+    models = 1 + len(STUDY["stages"]["finetune"]["matrix"]["variant"])
+    assert len({re.search(r"`([0-9a-f]{32})` \|$", row)[1] for row in rows}) == 3 * models
 
 
 def test_readme_tree_names_every_file():

@@ -1,0 +1,78 @@
+"""The study in one table: every variant over the seeds, against the control."""
+
+import csv
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from pipeline.charts import compared_curves, interval_chart, label_count_curve
+from pipeline.config import Params
+from pipeline.errors import PipelineError
+from pipeline.files import atomic_file, write_csv, write_text
+from pipeline.study import HEADLINES, Seeds, label_counts, study_rows, study_table
+from stages import Workspace, run_stage
+
+FIGURE_SCORES = ("mean_iou", "attention_iou", "energy_pointing_game", "pointing_game", "overall", "class_accuracy")
+
+
+def summarise(params: Params, space: Workspace) -> None:
+    """FOLDER/seed*/reports to FOLDER/results: results.csv, per_seed.csv, table.md and figures."""
+    seeds = _read_seeds(space.folder)
+    folder = space.folder / "results"
+    rows = study_rows(seeds)
+    write_csv(folder / "results.csv", rows)
+    write_csv(folder / "per_seed.csv", _per_seed(seeds))
+    write_text(folder / "table.md", study_table(rows) + "\n")
+    means: dict[str, dict[str, tuple[float, float, float]]] = {score: {} for score in FIGURE_SCORES}
+    for row in rows:
+        if row["score"] in FIGURE_SCORES:
+            mean, low, high = (float(str(row[key])) for key in ("mean", "low_95", "high_95"))
+            means[str(row["score"])][str(row["model"])] = mean, low, high
+    fractions = {
+        name: params.profile.finetune.attention_of(name).pixel_labels.fraction
+        for name, variant in params.profile.finetune.variants.items()
+        if variant.loss_weights.get("external_supervision") and not variant.attention.get("guidance")
+    }
+    points = label_counts(seeds, {name: f for name, f in fractions.items() if f}, FIGURE_SCORES)
+    control = {score: values["control"][0] for score, values in means.items()}
+    first = space.folder / f"seed{min(seeds)}" / "reports" / "finetune"
+    curves = {name: _curves(first / name / "curves.csv") for name in params.profile.finetune.variants}
+    pictures = {
+        "scores": interval_chart(means, reference="control"),
+        "label_count": label_count_curve(points, control),
+        "curves": compared_curves(curves, ("loss/segmentation", "loss/classification", "loss/attention_mining",
+                                           "loss/external_supervision", "val/mean_iou", "val/attention_iou")),
+    }  # fmt: skip
+    for name, picture in pictures.items():
+        with atomic_file(folder / f"{name}.png") as partial:
+            picture.save(partial, "PNG", optimize=True)
+    print(study_table(rows), flush=True)
+
+
+def _read_seeds(folder: Path) -> Seeds:
+    seeds: Seeds = {}
+    for reports in sorted(folder.glob("seed*/reports/evaluate")):
+        seed = int(reports.parts[-3].removeprefix("seed"))
+        models = json.loads((reports / "metrics.json").read_text(encoding="utf-8"))
+        seeds[seed] = {name: load_file(reports / "replicates" / f"{name}.safetensors") for name in models}
+    if not seeds:
+        raise PipelineError(f"{folder}: no seed*/reports/evaluate; run `make study`")
+    return seeds
+
+
+def _per_seed(seeds: Seeds) -> list[dict[str, object]]:
+    return [
+        {"model": name, "seed": seed, **{score: float(replicates[score][0]) for score in HEADLINES}}
+        for seed, models in seeds.items()
+        for name, replicates in models.items()
+    ]
+
+
+def _curves(path: Path) -> list[dict[str, float]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+if __name__ == "__main__":
+    run_stage("summarise", summarise)
