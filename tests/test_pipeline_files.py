@@ -68,7 +68,7 @@ def in_folder(entry: object) -> object:
     return f"study/seed${{item.seed}}/{entry}" if entry.split("/")[0] in ("data", "models", "reports") else entry
 
 
-@pytest.mark.parametrize("stage", set(DVC["stages"]) - {"register"})
+@pytest.mark.parametrize("stage", [name for name in DVC["stages"] if name != "register"])
 def test_study_runs_the_same_stages_in_a_folder_per_seed(stage):
     expected, found = DVC["stages"][stage], STUDY["stages"][stage]
     assert found["deps"] == [in_folder(entry) for entry in expected["deps"]]
