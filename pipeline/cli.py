@@ -36,6 +36,26 @@ def find_learning_rate(
         sys.exit(f"lr-find: error: {error}")
 
 
+@app.command("doctor")
+def diagnose(
+    profile: Annotated[str | None, typer.Option(help="instead of the profile that params.yaml names")] = None,
+    folder: Annotated[Path, typer.Option(help="where data/ and models/ lie")] = Path(),
+) -> None:
+    """Say whether the profile can run here, what is missing and how to get it; exit code 1 if it cannot."""
+    from pipeline.doctor import examine
+
+    try:
+        findings = []
+        for finding in examine(load_params(profile=profile), folder):
+            findings.append(finding)
+            print(f"{finding.verdict:<5} {finding.subject}: {finding.text}", flush=True)
+    except PipelineError as error:
+        sys.exit(f"doctor: error: {error}")
+    failures = [finding.subject for finding in findings if finding.verdict == "fail"]
+    if failures:
+        sys.exit(f"doctor: this profile cannot run here: {', '.join(failures)}")
+
+
 def _find_learning_rate(
     stage: str,
     variant: str,

@@ -2,7 +2,7 @@
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -15,6 +15,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 
 Part = Literal["trunk", "decoder", "classifier"]
+CHECKSUM = r"^(md5:[0-9a-f]{32}|sha256:[0-9a-f]{64})$"
 TOP_LEVEL = ["profile", "seed", "profiles"]
 LossName = Literal["segmentation", "classification", "attention_mining", "external_supervision"]
 
@@ -39,7 +40,23 @@ class Resources(Section):
     cache_images: bool
 
 
-class Download(Section):
+class RemoteFile(Section):
+    """A file from elsewhere: where you have it, or which mirrors deliver it, in the order in which they are asked."""
+
+    path: str | None
+    mirrors: list[str]
+    checksum: Annotated[str, Field(pattern=CHECKSUM)] | None
+
+    @model_validator(mode="after")
+    def _can_be_had_and_checked(self) -> "RemoteFile":
+        if self.path is None and not self.mirrors:
+            raise ValueError("name the path of the file, or mirrors to fetch it from")
+        if self.path is None and self.checksum is None:
+            raise ValueError("a file that is fetched needs a checksum, md5:HEX or sha256:HEX")
+        return self
+
+
+class EmbeddedData(Section):
     """The embedded data set: how many pictures, and how they are drawn (see data/synthetic.py)."""
 
     source: Literal["embedded"]
@@ -58,11 +75,44 @@ class Download(Section):
     jpeg_quality: Annotated[int, Field(ge=50, le=100)]
 
     @model_validator(mode="after")
-    def _scales_are_ordered(self) -> "Download":
+    def _scales_are_ordered(self) -> "EmbeddedData":
         low, high = self.object_scale
         if not 0.0 < low <= high <= 1.0:
             raise ValueError(f"object_scale must be 0 < low <= high <= 1, got [{low}, {high}]")
         return self
+
+
+class Voc2012Data(Section):
+    """PASCAL VOC 2012, on request with the masks of SBD (see data/sources.py)."""
+
+    source: Literal["voc2012"]
+    archive: RemoteFile
+    sbd: RemoteFile | None
+    train_split: Literal["train", "trainaug"]
+    test_split: Literal["seg11valid", "val"]
+    num_val: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _sbd_is_there_when_needed(self) -> "Voc2012Data":
+        if self.train_split == "trainaug" and self.sbd is None:
+            raise ValueError("train_split: trainaug needs the archive of SBD under sbd")
+        if (self.test_split == "val") != (self.num_val > 0):
+            raise ValueError(
+                "num_val is the number of training images that validate when test_split is val; 0 with seg11valid"
+            )
+        return self
+
+
+class FolderData(Section):
+    """Images and masks of your own in VOC layout: a folder, or a tar or zip archive of one (see data/sources.py)."""
+
+    source: Literal["folder"]
+    path: str
+    ignore_index: Annotated[int, Field(ge=1, le=255)]
+
+
+Download = EmbeddedData | Voc2012Data | FolderData
+SOURCES: dict[str, type[Section]] = {"embedded": EmbeddedData, "voc2012": Voc2012Data, "folder": FolderData}
 
 
 class Model(Section):
@@ -90,14 +140,56 @@ class Training(Section):
     warmup_fraction: Fraction
     max_gradient_norm: PositiveFloat
     horizontal_flip: Fraction
+    crop_size: Annotated[int, Field(ge=32)] | None
+    scale: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)]
     frozen: list[Part]
     update_batch_norm: bool
     select: Literal["best", "last"]
     num_panel_images: Annotated[int, Field(ge=0)]
 
+    @model_validator(mode="after")
+    def _scales_are_ordered(self) -> "Training":
+        low, high = self.scale
+        if low > high:
+            raise ValueError(f"scale must be low <= high, got [{low}, {high}]")
+        if (low, high) != (1.0, 1.0) and self.crop_size is None:
+            raise ValueError("scale changes the size of images: a batch of them needs a crop_size")
+        return self
+
+
+class InitialWeights(Section):
+    """What pretraining starts from, or what replaces it (see model/imported.py)."""
+
+    source: Literal["random", "imagenet", "pytorch_fcn8s", "pytorch_fcn8s_atonce", "safetensors"]
+    file: RemoteFile | None
+
+    @property
+    def file_name(self) -> str:
+        """What the file is called once it is here."""
+        return f"{self.source}.safetensors" if self.source == "safetensors" else f"{self.source}.pth"
+
+    @model_validator(mode="after")
+    def _file_fits_the_source(self) -> "InitialWeights":
+        if (self.source == "random") != (self.file is None):
+            raise ValueError(
+                "file says where imported weights come from; it is null with source: random, and only then"
+            )
+        return self
+
 
 class Pretrain(Training):
-    """FCN8s on the segmentation loss."""
+    """FCN8s on the segmentation loss; with 0 epochs, imported weights as they are."""
+
+    num_epochs: Annotated[int, Field(ge=0)]
+    weights: InitialWeights
+
+    @model_validator(mode="after")
+    def _weights_are_complete_or_trained(self) -> "Pretrain":
+        if self.num_epochs == 0 and self.weights.source in ("random", "imagenet"):
+            raise ValueError(
+                f"num_epochs is 0, but weights of source {self.weights.source!r} cannot segment yet; train at least 1"
+            )
+        return self
 
 
 class Classify(Training):
@@ -199,7 +291,7 @@ class Profile(Section):
 
     runtime: Runtime
     resources: Resources
-    download: Download
+    download: Download = Field(discriminator="source")
     model: Model
     pretrain: Pretrain
     classify: Classify
@@ -214,6 +306,17 @@ class Profile(Section):
             known = ", ".join(self.finetune.variants)
             raise ValueError(f"register.candidates must name variants of finetune ({known}), got {unknown or 'none'}")
         return self
+
+    @property
+    def doubts(self) -> list[str]:
+        """What is allowed but makes a result mean less, a line each."""
+        published = self.pretrain.weights.source.startswith("pytorch_fcn8s")
+        if published and isinstance(self.download, Voc2012Data) and self.download.test_split == "val":
+            return [
+                "the published FCN8s weights saw SBD-train, which overlaps VOC12 val: scores on val are too good; set "
+                "download.test_split: seg11valid"
+            ]
+        return []
 
 
 class Params(Section):
@@ -271,10 +374,15 @@ def _one_line(error: ValidationError, profile: str) -> str:
     # A misspelt key is also a missing one; the misspelling is what the user wants to hear of.
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     prefix = "" if error.title == "Params" else f"profiles.{profile}."
-    key = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    location = tuple(part for part in first["loc"] if part not in ("[key]", *SOURCES))
+    key = ".".join(map(str, location))
     if first["type"] == "extra_forbidden":
-        message = _unknown_key(str(first["loc"][-1]), _known_keys(first["loc"]))
-        key = ".".join(str(part) for part in first["loc"][:-1])
+        message = _unknown_key(str(location[-1]), _known_keys(first["loc"]))
+        key = ".".join(map(str, location[:-1]))
+    elif first["type"] == "union_tag_invalid":
+        key, message = f"{key}.source", f"must be one of {', '.join(SOURCES)}, got {first['ctx']['tag']!r}"
+    elif first["type"] == "union_tag_not_found":
+        key, message = f"{key}.source", "is missing"
     elif first["type"] == "missing":
         message = "is missing"
     else:
@@ -284,15 +392,19 @@ def _one_line(error: ValidationError, profile: str) -> str:
         if isinstance(first["input"], str) and first["type"].startswith("float"):
             message += " (YAML reads 1e-3 as text: write 1.0e-3)"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    location = f"{prefix}{key}".rstrip(".")
-    return f"{location}: {message}{more}" if location else f"{message}{more}"
+    place = f"{prefix}{key}".rstrip(".")
+    return f"{place}: {message}{more}" if place else f"{message}{more}"
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:
     fields: dict[str, Any] = dict(Profile.model_fields)
     for part in location[:-1]:
-        annotation = next((f.annotation for n, f in fields.items() if (f.alias or n) == part), None)
-        fields = dict(getattr(annotation, "model_fields", {}))
+        if part in SOURCES:  # pydantic names the member of a union as if it were a key
+            fields = dict(SOURCES[str(part)].model_fields)
+            continue
+        annotation: Any = next((f.annotation for n, f in fields.items() if (f.alias or n) == part), None)
+        members = [annotation, *get_args(annotation)]  # X | None
+        fields = next((dict(m.model_fields) for m in members if hasattr(m, "model_fields")), {})
     return [field.alias or name for name, field in fields.items()]
 
 

@@ -27,7 +27,8 @@ def choose_device(device: str, precision: str) -> Device:
 
     Args:
         device: auto | cpu | cuda | mps.
-        precision: auto | 32-true | bf16-mixed | 16-mixed; auto is bf16-mixed on GPUs that have it, else 32-true.
+        precision: auto | 32-true | bf16-mixed | 16-mixed; auto is bf16-mixed where the hardware multiplies
+            bfloat16 (GPUs since 2020, CPUs with AVX-512 BF16 or AMX), else 32-true.
 
     Raises:
         PipelineError: the device is not there; the message says what torch sees.
@@ -45,8 +46,7 @@ def choose_device(device: str, precision: str) -> Device:
             "params.yaml: runtime.precision: 16-mixed needs a GPU; use 32-true or bf16-mixed on the CPU"
         )
     if precision == "auto":
-        has_bfloat16 = accelerator == "cuda" and torch.cuda.is_bf16_supported()
-        precision = "bf16-mixed" if has_bfloat16 else "32-true"
+        precision = "bf16-mixed" if _multiplies_bfloat16(accelerator) else "32-true"
     return Device(accelerator, precision, f"{_describe(accelerator)}, {precision} (asked for: {device})")
 
 
@@ -56,6 +56,14 @@ def make_deterministic(device: Device) -> None:
     torch.use_deterministic_algorithms(True, warn_only=device.accelerator != "cpu")
     # Filling fresh memory guards against reading it uninitialised, which nothing here does; it costs 2 % of a step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def _multiplies_bfloat16(accelerator: str) -> bool:
+    """In hardware: an emulated bfloat16 is slower than float32."""
+    if accelerator == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return accelerator == "cpu" and any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def _describe(accelerator: str) -> str:

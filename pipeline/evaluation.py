@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from pipeline.data.loading import Sample
-from pipeline.data.voc import IGNORE_INDEX
+from pipeline.data.voc import COUNTERFACTUAL_SPLITS, IGNORE_INDEX
 from pipeline.faithfulness import deletion_and_insertion
 from pipeline.gain.attention import (
     Pairs,
@@ -77,8 +78,7 @@ def evaluate(
     """
     num_classes = model.num_foreground_classes + 1
     confusions = [torch.zeros((0, num_classes, num_classes), dtype=torch.int64)]
-    probs, labels, scores = [], [], []
-    num_images = 0
+    probs, labels, scores, sample_index = [], [], [], []
     for batch in batches:
         image, target = batch.image.to(device), batch.target.to(device)
         size = (image.shape[2], image.shape[3])
@@ -100,43 +100,49 @@ def evaluate(
             score["coverage"] = soft_mask(maps, threshold=mask_threshold, slope=mask_slope).mean(dim=(1, 2)) * alive
             score["dead"] = (~alive).float()
             score["class_index"] = pairs.class_index
-            score["image_index"] = pairs.image_index + num_images
+            score["image_index"] = batch.sample_index[pairs.image_index.cpu()]
             scores.append(score)
-        num_images += len(image)
-    return Evaluation(torch.cat(confusions), torch.cat(probs), torch.cat(labels), _merged(scores))
+        sample_index.append(batch.sample_index)
+    # Batches of one size each come out of order; the images count from 0 in the order of the data set.
+    order = torch.cat(sample_index).argsort()
+    confusion, merged = torch.cat(confusions), _merged(scores)
+    if merged:
+        in_order = torch.cat(sample_index)[order]
+        merged["image_index"] = torch.searchsorted(in_order, merged["image_index"])
+        by_image = merged["image_index"].argsort(stable=True)
+        merged = {name: values[by_image] for name, values in merged.items()}
+    return Evaluation(
+        confusion[order] if len(confusion) else confusion, torch.cat(probs)[order], torch.cat(labels)[order], merged
+    )
 
 
 @torch.no_grad()
 def evaluate_faithfulness(
-    model: FCN8s, batches: Iterable[Sample], device: torch.device, *, num_images: int, num_steps: int
+    model: FCN8s, batches: Iterable[Sample], device: torch.device, *, num_steps: int
 ) -> dict[str, Tensor]:
-    """Deletion and insertion of the pairs of the first `num_images` images, see `faithfulness`.
+    """Deletion and insertion of the pairs of a data set, see `faithfulness`.
 
     As many masked images pass the network together as a batch has images.
 
     Returns:
         deletion_auc, insertion_auc, class_index and image_index, one value per pair.
     """
-    scores, first = [], 0
+    scores = []
     for batch in batches:
-        image = batch.image[: num_images - first].to(device)
+        image, labels = batch.image.to(device), batch.image_labels.to(device)
         features = model.features(image.contiguous(memory_format=torch.channels_last))
-        labels, size = batch.image_labels[: len(image)].to(device), (image.shape[2], image.shape[3])
-        pairs, maps, _ = _pair_attention(model, features.conv5_3, labels, size)
+        pairs, maps, _ = _pair_attention(model, features.conv5_3, labels, (image.shape[2], image.shape[3]))
         deletion, insertion = deletion_and_insertion(
-            model, image[pairs.image_index], maps, pairs.class_index, num_steps=num_steps, batch_size=len(batch.image)
+            model, image[pairs.image_index], maps, pairs.class_index, num_steps=num_steps, batch_size=len(image)
         )
         scores.append(
             {
                 "deletion_auc": deletion,
                 "insertion_auc": insertion,
                 "class_index": pairs.class_index,
-                "image_index": pairs.image_index + first,
+                "image_index": batch.sample_index[pairs.image_index.cpu()],
             }
         )
-        first += len(image)
-        if first == num_images:
-            break
     return _merged(scores)
 
 
@@ -144,31 +150,32 @@ def score_model(
     model: FCN8s,
     test: Iterable[Sample],
     counterfactual: Mapping[str, Iterable[Sample]],
-    context_labels: Tensor,
+    faithfulness: Sequence[Sample] | DataLoader[Sample],
     device: torch.device,
     class_names: Sequence[str],
     *,
+    context_labels: Tensor,
     attention_threshold: float,
     mask_threshold: float,
     mask_slope: float,
     num_replicates: int,
     seed: int,
-    num_deletion_images: int,
     deletion_steps: int,
 ) -> ModelScores:
     """Every score of one model, with its bootstrap over images.
 
     Args:
         test: batches of the test split.
-        counterfactual: batches of object_without_context and context_without_object.
+        counterfactual: batches of object_without_context and context_without_object; empty for a data set without.
+        faithfulness: batches of the images on which deletion and insertion are scored, counted from 0; may be empty.
         context_labels: (M', C) multi-hot, the class whose ground each image of context_without_object shows.
         num_replicates: R. Models scored on the same data with the same `seed` share their resamples, so that the
             difference of their replicates is a paired bootstrap.
-        num_deletion_images: the first test images, on which deletion and insertion are scored; 0 leaves them out.
-        deletion_steps: points on their curves, after the first.
+        deletion_steps: points on the curves of deletion and insertion, after the first.
 
     Returns:
-        Replicates by {"segmentation", "classification", "attention", "context_bias"}, and more.
+        Replicates by {"segmentation", "classification", "attention", "context_bias"}, the last only with
+        counterfactual data, and more.
     """
 
     def weights(split: str, num_images: int) -> Tensor:
@@ -179,33 +186,33 @@ def score_model(
         model, test, device,
         attention_threshold=attention_threshold, mask_threshold=mask_threshold, mask_slope=mask_slope,
     )  # fmt: skip
-    objects, contexts = (
-        evaluate(model, counterfactual[split], device, segmentation=False, attention=False)
-        for split in ("object_without_context", "context_without_object")
-    )
     test_weights = weights("test", len(result.class_probs))
-    groups = context_bias_groups(
-        objects.class_probs,
-        objects.image_labels,
-        weights("object_without_context", len(objects.class_probs)),
-        contexts.class_probs,
-        context_labels,
-        weights("context_without_object", len(contexts.class_probs)),
-    )
     replicates = {
         "segmentation": segmentation_metrics(result.confusions, test_weights),
         "classification": classification_metrics(result.class_probs, result.image_labels, test_weights),
         "attention": attention_metrics(result.attention, test_weights)
         | attention_metrics_by_size(result.attention, test_weights),
-        "context_bias": context_bias_metrics(groups),
     }
-    if num_deletion_images:
-        faithfulness = evaluate_faithfulness(
-            model, test, device, num_images=num_deletion_images, num_steps=deletion_steps
+    groups: dict[str, Tensor] = {}
+    if counterfactual:
+        objects, contexts = (
+            evaluate(model, counterfactual[split], device, segmentation=False, attention=False)
+            for split in COUNTERFACTUAL_SPLITS
         )
-        num_images = min(num_deletion_images, len(result.class_probs))
+        groups = context_bias_groups(
+            objects.class_probs,
+            objects.image_labels,
+            weights("object_without_context", len(objects.class_probs)),
+            contexts.class_probs,
+            context_labels,
+            weights("context_without_object", len(contexts.class_probs)),
+        )
+        replicates["context_bias"] = context_bias_metrics(groups)
+    pairs = evaluate_faithfulness(model, faithfulness, device, num_steps=deletion_steps)
+    if pairs:
+        num_images = sum(len(batch.image) for batch in faithfulness)
         replicates["attention"] |= class_macro_means(
-            faithfulness, ("deletion_auc", "insertion_auc"), weights("deletion", num_images)
+            pairs, ("deletion_auc", "insertion_auc"), weights("deletion", num_images)
         )
     confusion = result.confusions.sum(dim=0)
     cells = {cell: values[0] for cell, values in groups.items()}
@@ -243,9 +250,10 @@ def results_table(metrics: Mapping[str, Scores]) -> str:
         ("overall", "context_bias", "overall"),
         ("worst group", "context_bias", "worst_group"),
     )
-    lines = ["| model | " + " | ".join(title for title, _, _ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    shown = [column for column in columns if all(column[1] in groups for groups in metrics.values())]
+    lines = ["| model | " + " | ".join(title for title, _, _ in shown) + " |", "|---" * (len(shown) + 1) + "|"]
     for model, groups in metrics.items():
-        cells = " | ".join(f"{100 * groups[group][name]:.1f}" for _, group, name in columns)
+        cells = " | ".join(f"{100 * groups[group][name]:.1f}" for _, group, name in shown)
         lines.append(f"| {model} | {cells} |")
     return "\n".join(lines)
 

@@ -140,7 +140,7 @@ def attention_scores(maps: Tensor, mask: Tensor, valid: Tensor, threshold: float
     peak = flat_mask.gather(1, maps.flatten(1).argmax(dim=1, keepdim=True))[:, 0]
     return {
         "attention_iou": intersection / (area + attended_area - intersection).clamp(min=1),
-        "iou_at_thresholds": torch.stack([_iou(maps >= t * maximum, mask, valid, alive) for t in THRESHOLDS], dim=1),
+        "iou_at_thresholds": _iou_at_thresholds(maps, mask, valid, maximum, alive),
         "mask_precision": intersection / attended_area.clamp(min=1),
         "mask_recall": intersection / area.clamp(min=1),
         "energy_pointing_game": (maps * mask).sum(dim=(1, 2)) / maps.sum(dim=(1, 2)).clamp(min=1e-12),
@@ -245,7 +245,16 @@ def context_bias_metrics(groups: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _iou(attended: Tensor, mask: Tensor, valid: Tensor, alive: Tensor) -> Tensor:
-    attended = attended & valid & alive[:, None, None]
-    intersection = (attended & mask).sum(dim=(1, 2)).float()
-    return intersection / (attended | mask).sum(dim=(1, 2)).clamp(min=1)
+def _iou_at_thresholds(maps: Tensor, mask: Tensor, valid: Tensor, maximum: Tensor, alive: Tensor) -> Tensor:
+    """IoU of {A >= t max A} and the mask for every t of THRESHOLDS, (N, 19), from one count of each map's pixels."""
+    num_maps, num_thresholds = len(maps), len(THRESHOLDS)
+    edges = THRESHOLDS.to(maps.device) * maximum[:, :, 0]  # (N, 19)
+    reached = torch.searchsorted(edges, maps.flatten(1).contiguous(), right=True)  # (N, P), thresholds at or below A
+    cell = torch.arange(num_maps, device=maps.device)[:, None] * (num_thresholds + 1) + reached
+
+    def at_least(pixels: Tensor) -> Tensor:
+        counts = torch.bincount(cell[pixels.flatten(1)], minlength=num_maps * (num_thresholds + 1))
+        return counts.view(num_maps, num_thresholds + 1).flip(1).cumsum(dim=1).flip(1)[:, 1:].float()
+
+    intersection, attended = at_least(mask) * alive[:, None], at_least(valid) * alive[:, None]
+    return intersection / (mask.sum(dim=(1, 2))[:, None] + attended - intersection).clamp(min=1)

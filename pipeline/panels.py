@@ -71,4 +71,5 @@ def picture(sample: Sample) -> Picture:
 
 
 def _overlays(samples: Sequence[Sample], maps: Tensor) -> list[Picture]:
-    return [attention_overlay(picture(s), m.numpy() / 255) for s, m in zip(samples, maps, strict=True)]
+    pairs = zip(samples, maps, strict=True)
+    return [attention_overlay(picture(s), m[: s.image.shape[1], : s.image.shape[2]].numpy() / 255) for s, m in pairs]

@@ -18,16 +18,30 @@ FALL = 0.01  # share of its first epoch's mean by which a loss must fall to coun
 
 
 @contextmanager
-def progress_bar(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """Yields a function to call once per item; plain output is one line when the work is done."""
-    started = time.monotonic()
+def progress_bar(title: str, total: int | None) -> Iterator[Callable[[], None]]:
+    """Yields a function to call once per item; plain output is one line when the work is done.
+
+    Args:
+        total: number of items, where it is known.
+    """
+    started, done = time.monotonic(), 0
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+
     if not sys.stdout.isatty():
-        yield lambda: None
+        yield count
     else:
         with _progress(Console()) as progress:
             task = progress.add_task(title, total=total, losses="")
-            yield lambda: progress.advance(task)
-    print(f"{title}: {total} in {time.monotonic() - started:.1f} s", flush=True)
+
+            def advance() -> None:
+                count()
+                progress.advance(task)
+
+            yield advance
+    print(f"{title}: {done} in {time.monotonic() - started:.1f} s", flush=True)
 
 
 class TrainingProgress:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -27,16 +28,18 @@ def panel_samples(dataset: SegmentationDataset, class_names: Sequence[str], coun
     return [dataset[i] for i in chosen]
 
 
-@torch.no_grad()
 def attention_maps(model: FCN8s, samples: Sequence[Sample]) -> Tensor:
     """Attention of each sample's first class at image resolution, (n, H, W) uint8, 255 = the map's maximum.
 
-    The samples must have one size. The model must be in eval mode.
+    (H, W) is the size of the largest sample; beyond a smaller one its map is 0. The model must be in eval mode.
     """
-    maps = [(sample_attention(model, sample) * 255).round() for sample in samples]
-    return torch.from_numpy(np.stack(maps)).to(torch.uint8) if maps else torch.zeros((0, 1, 1), dtype=torch.uint8)
+    maps = [torch.from_numpy((sample_attention(model, sample) * 255).round()).to(torch.uint8) for sample in samples]
+    height, width = (max((m.shape[axis] for m in maps), default=1) for axis in (0, 1))
+    padded = [F.pad(m, (0, width - m.shape[1], 0, height - m.shape[0])) for m in maps]
+    return torch.stack(padded) if padded else torch.zeros((0, 1, 1), dtype=torch.uint8)
 
 
+@torch.no_grad()
 def sample_attention(model: FCN8s, sample: Sample) -> NDArray[np.floating]:
     """Attention of the sample's first class at image resolution, (H, W) in [0, 1]."""
     features = model.features(as_batch(model, sample))

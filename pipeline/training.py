@@ -63,6 +63,7 @@ def fit(
         PipelineError: a loss is not finite, or a frozen part has changed.
     """
     model = network.model
+    model.to(memory_format=torch.channels_last)
     freeze(model, options.frozen)
     frozen = {part: state_digest(model.get_submodule(part)) for part in options.frozen}
     optimizer = build_optimizer(model, options)
@@ -112,6 +113,9 @@ def fit(
             progress.epoch(epoch + 1, row)
             warn_of_losses_that_do_not_fall(title, history.rows)
             on_epoch(epoch + 1, history)
+    if not history.rows:  # no epoch asked for: imported weights as they are
+        history.rows.append({"epoch": 0, **validate(model.eval())})
+        on_epoch(0, history)
     if selected_state is not None:
         model.load_state_dict(selected_state)
     history.frozen = _prove_frozen(model, frozen)

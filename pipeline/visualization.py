@@ -49,10 +49,10 @@ def panel(
     """Pictures in a grid with a title over each column and a label left of each row.
 
     Args:
-        rows: pictures of equal size within a row.
+        rows: pictures, each at the top left of a cell with room for the largest.
         scale: screen pixels per picture pixel.
     """
-    height, width = (side * scale for side in rows[0][0].shape[:2])
+    height, width = (scale * max(picture.shape[axis] for row in rows for picture in row) for axis in (0, 1))
     left, top = _text_width(labels) + 2 * MARGIN, LABEL_SIZE + 2 * MARGIN
     size = (left + len(titles) * (width + MARGIN), top + len(rows) * (height + MARGIN))
     canvas = Image.new("RGB", size, "white")
@@ -63,7 +63,8 @@ def panel(
         y = top + number * (height + MARGIN)
         draw.multiline_text((MARGIN, y), label.replace(" ", "\n"), fill="black", font=_font())
         for column, picture in enumerate(row):
-            resized = Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST)
+            size = (scale * picture.shape[1], scale * picture.shape[0])
+            resized = Image.fromarray(picture).resize(size, Image.Resampling.NEAREST)
             canvas.paste(resized, (left + column * (width + MARGIN), y))
     return canvas
 

@@ -28,6 +28,11 @@ class Workspace:
         return self.folder / "data" / "voc"
 
     @property
+    def initial_weights(self) -> Path:
+        """A folder with the file of imported weights, or empty."""
+        return self.folder / "data" / "weights"
+
+    @property
     def manifest(self) -> Path:
         """One row per image."""
         return self.folder / "data" / "manifest.csv"

@@ -2,7 +2,7 @@
 
 from pipeline.config import Params
 from pipeline.data.manifest import build_manifest
-from pipeline.data.voc import SPLITS, read_split
+from pipeline.data.voc import list_splits, read_split
 from pipeline.files import atomic_file, write_csv
 from pipeline.progress import progress_bar
 from stages import Workspace, run_stage
@@ -10,9 +10,10 @@ from stages import Workspace, run_stage
 
 def prepare(params: Params, space: Workspace) -> None:
     """data/voc to data/manifest.csv, and the images per split and class to reports/prepare/classes.csv."""
-    total = sum(len(read_split(space.data, split)) for split in SPLITS)
+    splits = list_splits(space.data)
+    total = sum(len(read_split(space.data, split)) for split in splits)
     with progress_bar("prepare: images checked", total) as advance:
-        manifest = build_manifest(space.data, splits=SPLITS, seed=params.seed, on_image=advance)
+        manifest = build_manifest(space.data, splits=splits, seed=params.seed, on_image=advance)
     with atomic_file(space.manifest) as partial:
         manifest.to_csv(partial, index=False)
     counts = manifest.assign(classes=manifest["classes"].str.split()).explode("classes").fillna({"classes": "none"})

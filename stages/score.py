@@ -1,6 +1,7 @@
 """The models side by side: scores, tables and pictures, and their way into the models' MLflow runs."""
 
 import csv
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from pipeline.charts import class_bars, compared_curves, confusion_chart, traini
 from pipeline.config import Params
 from pipeline.data.loading import Sample, SegmentationDataset, evaluation_loader
 from pipeline.data.manifest import data_digest, read_manifest
-from pipeline.data.voc import COUNTERFACTUAL_SPLITS, read_class_names
+from pipeline.data.voc import list_splits, read_class_names
 from pipeline.devices import choose_device, make_deterministic
 from pipeline.evaluation import ModelScores, estimates, results_table, score_model
 from pipeline.files import atomic_file, digest_file, write_csv, write_json, write_text
@@ -26,6 +27,7 @@ from pipeline.snapshots import panel_samples
 from pipeline.tracking import Tracker, Tracking
 from stages import Workspace
 
+TRAINING_SPLITS = ("train", "val")
 COMPARED_CURVES = (
     "loss/segmentation",
     "loss/classification",
@@ -42,29 +44,34 @@ def score(tracking: Tracking, params: Params, space: Workspace) -> None:
     device = choose_device(params.profile.runtime.device, params.profile.runtime.precision)
     make_deterministic(device)
     print(f"evaluate: on {device.reason}", flush=True)
-    class_names, sets = read_class_names(space.data), _data_sets(space, ("test", *COUNTERFACTUAL_SPLITS))
+    for doubt in params.profile.doubts:
+        print(f"warning: {doubt}", file=sys.stderr, flush=True)
+    class_names = read_class_names(space.data)
+    cache = params.profile.resources.cache_images
+    sets = _data_sets(space, [split for split in list_splits(space.data) if split not in TRAINING_SPLITS], cache)
     batches = {name: _batches(dataset, options.batch_size) for name, dataset in sets.items()}
-    grounds = [row.contexts for row in sets["context_without_object"].rows]
+    faithfulness = _batches(_first(sets["test"], options.num_deletion_images), options.batch_size)
+    grounds = [row.contexts for row in sets["context_without_object"].rows] if "context_without_object" in sets else []
     context_labels = torch.tensor([[float(name in ground) for name in class_names] for ground in grounds])
     weights = model_files(space, list(params.profile.finetune.variants))
     models: dict[str, FCN8s] = {}
     scores: dict[str, ModelScores] = {}
     with progress_bar("evaluate: models scored", len(weights)) as advance:
         for name, path in weights.items():
-            models[name] = load_weights(path)[0].to(device.torch_device).eval()
+            models[name] = load_weights(path)[0].to(memory_format=torch.channels_last).to(device.torch_device).eval()
             scores[name] = score_model(
                 models[name],
                 batches["test"],
-                {split: batches[split] for split in COUNTERFACTUAL_SPLITS},
-                context_labels,
+                {split: loader for split, loader in batches.items() if split != "test"},
+                faithfulness,
                 device.torch_device,
                 class_names,
+                context_labels=context_labels,
                 attention_threshold=options.attention_threshold,
                 mask_threshold=params.profile.finetune.attention.mask_threshold,
                 mask_slope=params.profile.finetune.attention.mask_slope,
                 num_replicates=options.num_replicates,
                 seed=params.seed,
-                num_deletion_images=options.num_deletion_images,
                 deletion_steps=options.deletion_steps,
             )
             advance()
@@ -99,7 +106,7 @@ def model_files(space: Workspace, variants: list[str]) -> dict[str, Path]:
     return {"pretrained": space.models / "classify.safetensors", **finetuned}
 
 
-def _data_sets(space: Workspace, splits: Sequence[str], *, cache_images: bool = True) -> dict[str, SegmentationDataset]:
+def _data_sets(space: Workspace, splits: Sequence[str], cache_images: bool) -> dict[str, SegmentationDataset]:
     rows, num_classes = read_manifest(space.manifest), len(read_class_names(space.data))
     return {
         split: SegmentationDataset(
@@ -110,6 +117,13 @@ def _data_sets(space: Workspace, splits: Sequence[str], *, cache_images: bool = 
         )
         for split in splits
     }
+
+
+def _first(dataset: SegmentationDataset, count: int) -> SegmentationDataset:
+    """The first `count` images of a data set, as one of their own."""
+    return SegmentationDataset(
+        dataset.root, dataset.rows[:count], num_foreground_classes=dataset.num_foreground_classes
+    )
 
 
 def _batches(dataset: SegmentationDataset, batch_size: int) -> DataLoader[Sample]:
@@ -166,8 +180,7 @@ def _evolution(space: Workspace, name: str, class_names: tuple[str, ...]) -> dic
     if not path.exists():  # num_panel_images is 0
         return {}
     snapshots = load_file(path)["attention"]
-    val_set = _data_sets(space, ("val",), cache_images=False)["val"]
-    samples = panel_samples(val_set, class_names, snapshots.shape[1])
+    samples = panel_samples(_data_sets(space, ["val"], False)["val"], class_names, snapshots.shape[1])
     return {"attention_evolution": evolution_panel(samples, snapshots, class_names)}
 
 

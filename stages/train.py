@@ -1,5 +1,6 @@
 """One tracked, resumable training: what pretrain, classify and finetune have in common."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,14 @@ from pipeline.data.loading import Sample, SegmentationDataset, evaluation_loader
 from pipeline.data.manifest import ManifestRow, data_digest, read_manifest
 from pipeline.data.voc import read_class_names
 from pipeline.devices import Device, choose_device, make_deterministic
+from pipeline.errors import PipelineError
 from pipeline.evaluation import evaluate, validation_row
 from pipeline.files import atomic_file, digest_file, write_csv, write_json
 from pipeline.gain.attention import GuidedNetwork
 from pipeline.gain.losses import Criterion
 from pipeline.model.fcn8s import FCN8s
-from pipeline.model.weights import build_model, load_weights, save_weights
+from pipeline.model.imported import initial_model
+from pipeline.model.weights import load_weights, save_weights
 from pipeline.panels import attention_panel, evolution_panel
 from pipeline.snapshots import attention_maps, panel_samples
 from pipeline.tracking import WEIGHTS_TAG, Tracker, Tracking
@@ -63,12 +66,18 @@ def assemble(params: Params, space: Workspace, stage: str, variant: str = "") ->
     make_deterministic(device)
     print(f"{name}: on {device.reason}", flush=True)
     rows, class_names = read_manifest(space.manifest), read_class_names(space.data)
-    initial = {"classify": "pretrain", "finetune": "classify"}.get(stage)
-    initial_weights = space.models / f"{initial}.safetensors" if initial else None
-    if initial_weights:
-        model, _ = load_weights(initial_weights)
+    for doubt in profile.doubts:
+        print(f"warning: {doubt}", file=sys.stderr, flush=True)
+    if stage == "pretrain":
+        source = profile.pretrain.weights.source
+        initial_weights = next(iter(sorted(space.initial_weights.glob("*"))), None) if source != "random" else None
+        if source != "random" and initial_weights is None:
+            raise PipelineError(f"{space.initial_weights}: holds no weights; run `dvc repro download`")
+        architecture = profile.model.model_dump()
+        model = initial_model(source, initial_weights, architecture, class_names, seed=params.seed)
     else:
-        model = build_model(profile.model.model_dump(), class_names, seed=params.seed)
+        initial_weights = space.models / f"{'pretrain' if stage == 'classify' else 'classify'}.safetensors"
+        model, _ = load_weights(initial_weights)
     fabric = Fabric(accelerator=device.accelerator, devices=1, precision=device.precision)
     fabric.seed_everything(params.seed, verbose=False)
     criterion = Criterion(
@@ -157,7 +166,7 @@ def train(tracking: Tracking, params: Params, space: Workspace, stage: str, vari
             checkpoint=checkpoint,
         )
         weights = space.models / f"{run.name}.safetensors"
-        save_weights(weights, run.model, params.profile.model.model_dump(), run.class_names)
+        save_weights(weights, run.model, run.class_names)
         _report(space.reports / run.name, run, history, samples, tracker)
         tracker.set_tags({WEIGHTS_TAG: digest_file(weights)})
     checkpoint.remove()
@@ -189,6 +198,12 @@ def _data_sets(
     class_names: tuple[str, ...],
 ) -> tuple[SegmentationDataset, SegmentationDataset]:
     train_rows, val_rows = ([row for row in rows if row.split == split] for split in ("train", "val"))
+    sizes = {(row.height, row.width) for row in train_rows}
+    if options.crop_size is None and len(sizes) > 1 and options.batch_size > 1:
+        raise PipelineError(
+            f"training images have {len(sizes)} sizes, and a batch one; set crop_size (pixels) of this stage in "
+            "params.yaml, or batch_size: 1"
+        )
     guidance = None
     if "external_supervision" in criterion.needs:
         labels = attention.pixel_labels
@@ -208,6 +223,8 @@ def _data_sets(
         train_rows,
         num_foreground_classes=len(class_names),
         horizontal_flip=options.horizontal_flip,
+        crop_size=options.crop_size,
+        scale=options.scale,
         seed=params.seed,
         cache_images=cache,
         guidance=guidance,

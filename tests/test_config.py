@@ -16,10 +16,10 @@ ABSENT = object()
 FREE_FORM = ("learning_rate_scales", "variants", "pixel_labels")
 
 
-def written(folder: Path, changes: dict[str, Any]) -> Path:
+def written(folder: Path, changes: dict[str, Any], profile: str = "embedded") -> Path:
     """The committed parameters, with one profile, after setting (or taking away) values by their dotted keys."""
-    document = json.loads(json.dumps({**DOCUMENT, "profile": "embedded"}))  # a copy in which profiles share no list
-    document["profiles"] = {"embedded": document["profiles"]["embedded"]}
+    document = json.loads(json.dumps({**DOCUMENT, "profile": profile}))  # a copy in which profiles share no list
+    document["profiles"] = {profile: document["profiles"][profile]}
     for dotted, value in changes.items():
         *parents, key = dotted.split(".")
         place = document
@@ -207,6 +207,64 @@ def test_unknown_loss_is_named_with_the_known_ones(tmp_path, refused):
     assert message.startswith(f"{path}: profiles.embedded.finetune.variants.gain.loss_weights.segmentaton")
     for loss in ("segmentation", "classification", "attention_mining", "external_supervision"):
         assert repr(loss) in message
+
+
+# ---- sources of data and weights -------------------------------------------------------------------------------------
+
+FILE = {"path": "/data/weights.pth", "mirrors": [], "checksum": None}
+FOLDER = {"source": "folder", "path": "/data/mine", "ignore_index": 255}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("download.source", "voc2013", "download.source: must be one of embedded, voc2012, folder, got 'voc2013'"),
+        ("download.source", ABSENT, "download.source: is missing"),
+        ("download.archiv", {}, "download: unknown key 'archiv'; did you mean 'archive'?"),
+        ("download.archive.mirors", [], "download.archive: unknown key 'mirors'; did you mean 'mirrors'?"),
+        ("download.archive", {"path": None, "mirrors": [], "checksum": None}, "name the path of the file, or mirrors"),
+        ("download.archive.checksum", None, "a file that is fetched needs a checksum"),
+        ("download.archive.checksum", "md5:12", "download.archive.checksum: String should match pattern"),
+        ("download.train_split", "trainval", "download.train_split: Input should be 'train' or 'trainaug'"),
+        ("download.num_val", 7, "num_val is the number of training images that validate"),
+        ("download.test_split", "val", "num_val is the number of training images that validate"),
+        ("pretrain.weights.source", "random", "file says where imported weights come from"),
+        ("pretrain.weights.file", None, "file says where imported weights come from"),
+        ("pretrain.weights.source", "imagenet", "num_epochs is 0, but weights of source 'imagenet' cannot segment yet"),
+        ("pretrain.num_epochs", -1, "greater than or equal to 0, got -1"),
+        ("classify.num_epochs", 0, "greater than or equal to 1, got 0"),
+        ("classify.scale", [2.0, 1.0], "scale must be low <= high, got [2.0, 1.0]"),
+        ("classify.crop_size", None, "scale changes the size of images: a batch of them needs a crop_size"),
+    ],
+)
+def test_sources_that_make_no_sense_are_refused(tmp_path, refused, key, value, message):
+    path = written(tmp_path, {f"profiles.voc2012.{key}": value}, "voc2012")
+    refusal = refused(load_params, path)
+    assert refusal.startswith(f"{path}: profiles.voc2012")
+    assert message in refusal
+
+
+def test_trainaug_needs_the_archive_of_sbd(tmp_path, refused):
+    changes = {"profiles.voc2012.download.train_split": "trainaug", "profiles.voc2012.download.sbd": None}
+    assert "trainaug needs the archive of SBD" in refused(load_params, written(tmp_path, changes, "voc2012"))
+
+
+def test_folder_of_ones_own_is_a_source(tmp_path, refused):
+    profile = load_params(written(tmp_path, {"profiles.embedded.download": FOLDER})).profile
+    assert profile.download.source == "folder"
+    bad = {"profiles.embedded.download": {**FOLDER, "ignore_index": 0}}
+    assert "download.ignore_index: Input should be greater than or equal to 1" in refused(
+        load_params, written(tmp_path, bad)
+    )
+
+
+def test_weights_that_saw_the_test_images_are_doubted(tmp_path):
+    seen = {"profiles.voc2012.download.test_split": "val", "profiles.voc2012.download.num_val": 100}
+    fair = {**seen, "profiles.voc2012.pretrain.num_epochs": 5, "profiles.voc2012.pretrain.weights.source": "imagenet"}
+    assert load_params(written(tmp_path, {}, "voc2012")).profile.doubts == []
+    assert load_params(written(tmp_path, fair, "voc2012")).profile.doubts == []
+    (doubt,) = load_params(written(tmp_path, seen, "voc2012")).profile.doubts
+    assert "saw SBD-train" in doubt
 
 
 # ---- variants --------------------------------------------------------------------------------------------------------

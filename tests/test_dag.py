@@ -1,7 +1,6 @@
 """The whole DAG on a handful of images, as a user runs it: dvc repro in a fresh checkout, kill -9, bad input."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -9,56 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import checkouts
 import mlflow
 import pytest
-import yaml
+from checkouts import checkout, dvc, environment, gain, one_line, set_params, stage
 
 from pipeline.files import digest_file
-
-REPOSITORY = Path(__file__).parents[1]
-COPIED = ("pipeline", "stages", "params.yaml", "dvc.yaml", ".dvcignore")
-
-
-def checkout(folder: Path, **changes: object) -> Path:
-    """A checkout without history whose params.yaml chooses the smoke profile."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in COPIED:
-        source = REPOSITORY / name
-        if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, folder / name)
-    set_params(folder, {"profile": "smoke", **changes})
-    return folder
-
-
-def set_params(folder: Path, changes: dict[str, object]) -> None:
-    """Set dotted keys of params.yaml; a key that starts with a dot is one of the smoke profile."""
-    path = folder / "params.yaml"
-    params = yaml.safe_load(path.read_text())
-    for key, value in changes.items():
-        section = params["profiles"]["smoke"] if key.startswith(".") else params
-        *parents, last = key.lstrip(".").split(".")
-        for parent in parents:
-            section = section[parent]
-        section[last] = value
-    path.write_text(yaml.safe_dump(params, sort_keys=False))
-
-
-def environment(folder: Path) -> dict[str, str]:
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_"))}
-    return {**clean, "PATH": path, "PYTHONPATH": str(folder), "DVC_NO_ANALYTICS": "true"}
-
-
-def dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dvc", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
-
-
-def stage(folder: Path, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", f"stages.{name}", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -205,15 +160,6 @@ def test_changed_parameter_ignores_a_stale_checkpoint(copy):
     assert "resuming" not in result.stdout
 
 
-def one_line(result: subprocess.CompletedProcess[str], *parts: str) -> None:
-    """The stage failed with exactly one line on standard error, holding every part."""
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    assert result.returncode == 1, result.stdout + result.stderr
-    assert len(lines) == 1, result.stderr
-    for part in parts:
-        assert part in lines[0]
-
-
 def test_misspelt_key_is_one_line(copy):
     set_params(copy, {".pretrain.learnin_rate": 0.1})
     one_line(
@@ -253,18 +199,13 @@ def test_diverging_training_is_one_line_and_writes_no_weights(copy):
 
 
 def test_unreachable_tracking_server_does_not_stop_a_training(copy, monkeypatch):
-    monkeypatch.setattr(sys.modules[__name__], "environment", lambda folder, real=environment: {
+    monkeypatch.setattr(checkouts, "environment", lambda folder, real=environment: {
         **real(folder), "MLFLOW_TRACKING_URI": "http://127.0.0.1:9",
     })  # fmt: skip
     result = stage(copy, "pretrain")
     assert result.returncode == 0, result.stderr
     assert "warning: MLflow at http://127.0.0.1:9" in result.stderr
     assert (copy / "reports/pretrain/curves.csv").exists()
-
-
-def gain(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline.cli", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
 
 
 def test_learning_rate_range_test_plots_suggests_and_tracks(copy):

@@ -11,10 +11,19 @@ def without_gpu(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
 
 
-def test_auto_says_what_it_chose(without_gpu):
+@pytest.mark.parametrize(
+    ("capabilities", "precision"),
+    [
+        ({"avx512_bf16": True}, "bf16-mixed"),
+        ({"amx_bf16": True, "avx512_bf16": False}, "bf16-mixed"),
+        ({"avx512_f": True}, "32-true"),
+    ],
+)
+def test_auto_says_what_it_chose(without_gpu, monkeypatch, capabilities, precision):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     device = choose_device("auto", "auto")
-    assert (device.accelerator, device.precision) == ("cpu", "32-true")
-    assert device.reason == f"cpu, {torch.get_num_threads()} threads, 32-true (asked for: auto)"
+    assert (device.accelerator, device.precision) == ("cpu", precision)
+    assert device.reason == f"cpu, {torch.get_num_threads()} threads, {precision} (asked for: auto)"
     assert device.torch_device == torch.device("cpu")
 
 

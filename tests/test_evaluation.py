@@ -1,11 +1,17 @@
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
 
 from pipeline.data.loading import Sample
-from pipeline.evaluation import estimates, evaluate, evaluate_faithfulness, score_model, validation_row
+from pipeline.evaluation import (
+    estimates,
+    evaluate,
+    evaluate_faithfulness,
+    results_table,
+    score_model,
+    validation_row,
+)
 from pipeline.faithfulness import deletion_and_insertion
 from pipeline.gain.attention import attention_to_image, class_attention, normalise_attention
 from pipeline.metrics import SIZE_SCORES, SIZES, class_iou, interval
@@ -47,9 +53,13 @@ def score(test_set):
         labels = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]])
         options = {
             "attention_threshold": 0.2, "mask_threshold": 0.5, "mask_slope": 10.0,
-            "num_replicates": 20, "seed": 0, "num_deletion_images": 0, "deletion_steps": 3,
+            "num_replicates": 20, "seed": 0, "deletion_steps": 3,
         }  # fmt: skip
-        return score_model(model, test_set, counterfactual, labels, CPU, NAMES, **{**options, **changes})
+        inputs = {"counterfactual": counterfactual, "faithfulness": []}
+        inputs |= {name: changes.pop(name) for name in list(changes) if name in inputs}
+        return score_model(
+            model, test_set, *inputs.values(), CPU, NAMES, context_labels=labels, **{**options, **changes}
+        )
 
     return function
 
@@ -142,8 +152,8 @@ def test_sets_of_images_are_resampled_apart(model, test_set):
     labels = torch.cat([batch.image_labels for batch in test_set])
     counterfactual = {"object_without_context": test_set, "context_without_object": test_set}
     scores = score_model(
-        model, test_set, counterfactual, labels, CPU, NAMES, attention_threshold=0.2, mask_threshold=0.5,
-        mask_slope=10.0, num_replicates=20, seed=0, num_deletion_images=0, deletion_steps=3,
+        model, test_set, counterfactual, [], CPU, NAMES, context_labels=labels, attention_threshold=0.2,
+        mask_threshold=0.5, mask_slope=10.0, num_replicates=20, seed=0, deletion_steps=3,
     )  # fmt: skip
     cells = [scores.replicates["context_bias"][name] for name in counterfactual]
     total = cells[0] + cells[1]
@@ -151,39 +161,45 @@ def test_sets_of_images_are_resampled_apart(model, test_set):
     assert (total[1:] - 1).abs().max() > 0.01
 
 
-@pytest.mark.parametrize(("num_images", "images"), [(2, [0, 1, 1]), (6, [0, 1, 1, 3, 3, 3, 4, 5, 5]), (99, None)])
-def test_deletion_scores_the_first_images(model, test_set, score, num_images, images):
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_deletion_scores_every_pair(model, test_set, score, size):
     whole = Sample(*(torch.cat(tensors) for tensors in zip(*test_set, strict=True)))
-    image_index, class_index = whole.image_labels[:num_images].nonzero(as_tuple=True)
-    scores = evaluate_faithfulness(model, test_set, CPU, num_images=num_images, num_steps=3)
-    assert scores["image_index"].tolist() == image_index.tolist() == (images or image_index.tolist())
+    image_index, class_index = whole.image_labels.nonzero(as_tuple=True)
+    scores = evaluate_faithfulness(model, split(whole, size), CPU, num_steps=3)
+    assert scores["image_index"].tolist() == image_index.tolist()
     assert scores["class_index"].tolist() == class_index.tolist()
     maps, _ = normalise_attention(class_attention(model, model.features(whole.image).conv5_3)[image_index, class_index])
     maps = attention_to_image(maps, (48, 40), model.attention_grid)
     expected = deletion_and_insertion(model, whole.image[image_index], maps, class_index, num_steps=3, batch_size=9)
     for name, values in zip(("deletion_auc", "insertion_auc"), expected, strict=True):
         assert torch.allclose(scores[name], values, atol=1e-5)
-        replicates = score(model, num_deletion_images=num_images).replicates["attention"][name]
+        replicates = score(model, faithfulness=test_set).replicates["attention"][name]
         classes = [values[class_index == c].mean() for c in class_index.unique()]
         assert float(replicates[0]) == pytest.approx(float(torch.stack(classes).mean()), abs=1e-5)
         assert replicates.shape == (21,)
 
 
-def test_deletion_of_more_images_than_there_are_is_that_of_all(score, model):
-    everything, more = score(model, num_deletion_images=8), score(model, num_deletion_images=99)
-    for name in ("deletion_auc", "insertion_auc"):
-        assert torch.equal(everything.replicates["attention"][name], more.replicates["attention"][name])
+def test_data_without_counterfactual_sets_has_no_context_bias(model, score):
+    scores = score(model, counterfactual={})
+    assert set(scores.replicates) == {"segmentation", "classification", "attention"}
+    assert {"class", "iou", "attention_iou"} <= set(scores.class_rows[0])
+    table = results_table({"a": estimates(scores.replicates)})
+    assert "mean IoU" in table
+    assert "worst group" not in table
 
 
-def test_deletion_reads_no_more_batches_than_it_scores(model, test_set):
-    def batches() -> Iterator[Sample]:
-        yield test_set[0]
-        raise AssertionError("a second batch")
-
-    assert len(evaluate_faithfulness(model, batches(), CPU, num_images=4, num_steps=2)["deletion_auc"]) == 6
+def test_batches_of_one_size_each_may_come_in_any_order(model, test_set):
+    """As they do from `evaluation_loader`, where images differ in size."""
+    singles = split(Sample(*(torch.cat(tensors) for tensors in zip(*test_set, strict=True))), 1)
+    shuffled = [singles[i] for i in (5, 0, 7, 3, 1, 6, 2, 4)]
+    result, expected = evaluate(model, shuffled, CPU), evaluate(model, singles, CPU)
+    assert torch.equal(result.confusions, expected.confusions)
+    assert torch.equal(result.class_probs, expected.class_probs)
+    for name, values in expected.attention.items():
+        assert torch.equal(result.attention[name], values), name
 
 
 def test_scoring_leaves_the_random_state_alone(model, score):
     state = torch.get_rng_state()
-    score(model, num_deletion_images=2)
+    score(model, faithfulness=[])
     assert torch.equal(torch.get_rng_state(), state)

@@ -69,6 +69,20 @@ def test_maps_are_those_of_each_samples_first_class(tiny_model, samples, layer, 
         assert found.max() > 0
 
 
+def test_samples_of_two_sizes_keep_theirs(tiny_model, samples, drawn):
+    """The second is cut to 32x24: its map has that size, and nothing beyond it."""
+    model, (first, second) = tiny_model(), samples
+    second = second._replace(image=second.image[:, :32, :24], target=second.target[:32, :24])
+    maps = attention_maps(model, [first, second])
+    assert maps.shape == (2, 48, 40)
+    assert torch.equal(maps[1, :32, :24], attention_maps(model, [second])[0])
+    assert not maps[1, 32:].any()
+    assert not maps[1, :, 24:].any()
+    attention_panel([first, second], maps, CLASS_NAMES)
+    (row,) = drawn[0].rows
+    assert [overlay.shape for overlay in row] == [(48, 40, 3), (32, 24, 3)]
+
+
 def test_no_samples_have_no_maps(tiny_model):
     assert attention_maps(tiny_model(), []).shape[0] == 0
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.progress import TrainingProgress, warn_of_losses_that_do_not_fall
+from pipeline.progress import TrainingProgress, progress_bar, warn_of_losses_that_do_not_fall
 
 
 def rows(**losses):
@@ -56,3 +56,10 @@ def test_epoch_is_one_line_with_losses_and_selected_scores(capsys):
     assert line.startswith("pretrain: epoch 2/4  total 0.5000  mean_iou 0.2500  ")
     assert line.endswith(" s left")
     assert end.startswith("pretrain: trained for ")
+
+
+def test_bar_counts_what_it_was_not_told_before(capsys):
+    with progress_bar("images", None) as advance:
+        advance()
+        advance()
+    assert capsys.readouterr().out.startswith("images: 2 in ")

@@ -27,8 +27,8 @@ from pipeline.training import (
 ALL_WEIGHTS = {"segmentation": 1.0, "classification": 1.0, "attention_mining": 1.0, "external_supervision": 1.0}
 OPTIONS = Training(
     num_epochs=4, batch_size=2, optimizer="adamw", learning_rate=1.0e-2, learning_rate_scales={}, weight_decay=0.0,
-    warmup_fraction=0.1, max_gradient_norm=5.0, horizontal_flip=0.0, frozen=[], update_batch_norm=True, select="last",
-    num_panel_images=0,
+    warmup_fraction=0.1, max_gradient_norm=5.0, horizontal_flip=0.0, crop_size=None, scale=(1.0, 1.0), frozen=[],
+    update_batch_norm=True, select="last", num_panel_images=0,
 )  # fmt: skip
 
 
@@ -114,6 +114,19 @@ def test_resumed_equals_uninterrupted(tiny_model, tmp_path, killed_after):
     assert torch.equal(torch.stack(history.snapshots), torch.stack(expected.snapshots))
     assert history.selected_epoch == expected.selected_epoch == 2
     assert state_digest(resumed) == state_digest(whole)
+
+
+def test_no_epoch_validates_the_network_as_it_is(tiny_model, tmp_path):
+    model, epochs = tiny_model(), []
+    before = state_digest(model)
+    options = OPTIONS.model_copy(update={"num_epochs": 0})
+    history = run(
+        model, tmp_path / "run", options,
+        validate=lambda _: {"val/mean_iou": 0.25}, on_epoch=lambda epoch, _: epochs.append(epoch),
+    )  # fmt: skip
+    assert history.rows == [{"epoch": 0, "val/mean_iou": 0.25}]
+    assert epochs == [0]
+    assert state_digest(model) == before
 
 
 def test_snapshots_are_taken_before_training_and_after_every_epoch(tiny_model, tmp_path):

@@ -115,6 +115,13 @@ def test_panel_puts_every_picture_into_its_cell():
             assert (canvas[y + 12 : y + 12 + MARGIN, x : x + 18] == 255).all()
 
 
+def test_panel_has_room_for_the_largest_picture_and_distorts_none():
+    small, large = np.full((6, 10, 3), 50, np.uint8), np.full((20, 15, 3), 90, np.uint8)
+    drawn = np.asarray(panel([[small], [large]], [""], ["", ""]))
+    assert (drawn == 50).all(axis=2).sum() == 60
+    assert (drawn == 90).all(axis=2).sum() == 300
+
+
 def test_panel_writes_titles_and_labels_and_enlarges_without_blur():
     ramp = np.arange(6 * 9, dtype=np.uint8).reshape(6, 9, 1).repeat(3, axis=2)
     canvas = np.asarray(panel([[ramp]], ["title"], ["label"], scale=3))

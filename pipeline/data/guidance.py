@@ -66,7 +66,7 @@ class Guidance:
         guidance = torch.zeros_like(target)
         for box in voc.read_boxes(self.root, self.image_ids[index]):
             inside = torch.zeros_like(target, dtype=torch.bool)
-            inside[box.top : box.bottom, box.left : box.right] = True
+            inside[max(box.top, 0) : box.bottom, max(box.left, 0) : box.right] = True
             guidance = _claim(guidance, inside, self.class_names.index(box.class_name) + 1)
         return guidance
 

@@ -1,6 +1,6 @@
 """Images and masks as normalised tensors in batches; augmentation is a pure function of (seed, epoch, image)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +35,9 @@ class SegmentationDataset(Dataset[Sample]):
         rows: manifest rows, one per image.
         num_foreground_classes: C.
         horizontal_flip: probability of mirroring an image, its mask and its guidance.
+        crop_size: side in pixels of the random square cut out of them; smaller images are padded with the data mean,
+            void in mask and guidance. Without it images keep their size, and a batch must be of one size.
+        scale: (lowest, highest) factor by which an image is resized before it is cut.
         seed: with the epoch and the index, decides every random choice, whatever process loads the image.
         cache_images: decode each file once and keep it in memory as uint8.
         guidance: of the same rows; without it, external supervision knows nothing of any image.
@@ -47,6 +50,8 @@ class SegmentationDataset(Dataset[Sample]):
         *,
         num_foreground_classes: int,
         horizontal_flip: float = 0.0,
+        crop_size: int | None = None,
+        scale: tuple[float, float] = (1.0, 1.0),
         seed: int = 0,
         cache_images: bool = False,
         guidance: Guidance | None = None,
@@ -58,7 +63,8 @@ class SegmentationDataset(Dataset[Sample]):
         self.guidance = guidance
         # In shared memory, so that worker processes that live on see the epoch change.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-        self._transform = _training_transform(horizontal_flip) if horizontal_flip > 0 else None
+        augments = horizontal_flip > 0 or crop_size is not None
+        self._transform = _training_transform(horizontal_flip, crop_size, scale) if augments else None
         self._cache = [self._decode(index) for index in range(len(self.rows))] if cache_images else None
 
     def __len__(self) -> int:
@@ -141,13 +147,38 @@ def start_epoch(loader: DataLoader[Sample], epoch: int) -> None:
 
 
 def evaluation_loader(dataset: SegmentationDataset, *, batch_size: int, num_workers: int) -> DataLoader[Sample]:
-    """Every image once, in order."""
-    return DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, pin_memory=torch.cuda.is_available())
+    """Every image once, at its own size, in batches of one size each; in order where all sizes are equal."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, row in enumerate(dataset.rows):
+        groups.setdefault((row.height, row.width), []).append(index)
+    batches = [
+        indices[first : first + batch_size]
+        for indices in groups.values()
+        for first in range(0, len(indices), batch_size)
+    ]
+    return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=torch.cuda.is_available())
 
 
-def _training_transform(horizontal_flip: float) -> nn.Module:
+def _training_transform(
+    horizontal_flip: float, crop_size: int | None, scale: tuple[float, float]
+) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     # Imported here: evaluation needs no augmentation, and the import takes seconds.
+    from torchvision import tv_tensors
     from torchvision.transforms import v2
 
-    flip: nn.Module = v2.RandomHorizontalFlip(p=horizontal_flip)
-    return flip
+    steps: list[nn.Module] = [v2.RandomHorizontalFlip(p=horizontal_flip)]
+    if crop_size is not None:
+        mean = [round(255 * value) for value in RGB_MEAN]
+        fill = {tv_tensors.Image: mean, tv_tensors.Mask: voc.IGNORE_INDEX}
+        steps.append(v2.RandomCrop(crop_size, pad_if_needed=True, fill=fill))
+    rest = v2.Compose(steps)
+
+    def transform(image: Tensor, target: Tensor, guidance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if scale != (1.0, 1.0):
+            factor = float(torch.empty(1).uniform_(*scale))
+            size = [max(1, round(side * factor)) for side in target.shape]
+            image, target, guidance = v2.Resize(size)(image, target, guidance)
+        changed: tuple[Tensor, Tensor, Tensor] = rest(image, target, guidance)
+        return changed
+
+    return transform

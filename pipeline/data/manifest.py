@@ -57,7 +57,8 @@ def build_manifest(
 
     Raises:
         PipelineError: a split, image or mask is missing or damaged, the sizes differ, a mask or an annotation holds an
-            undeclared class, a box leaves its image, or an image is in two splits; the message names the file.
+            undeclared class, a box leaves its image by more than a pixel, or an image is in two splits; the message
+            names the file.
     """
     import pandas as pd
 
@@ -193,7 +194,8 @@ def _check_boxes(path: Path, boxes: Iterable[voc.Box], class_names: tuple[str, .
         if box.class_name not in class_names:
             names = ", ".join(class_names)
             raise PipelineError(f"{path}: class {box.class_name!r} is undeclared; classes.txt names {names}")
-        if box.left < 0 or box.top < 0 or box.right > width or box.bottom > height:
+        # A pixel beyond is how annotators round, or count from 0.
+        if box.left < -1 or box.top < -1 or box.right > width + 1 or box.bottom > height + 1:
             corners = f"({box.left + 1}, {box.top + 1}) to ({box.right}, {box.bottom})"
             raise PipelineError(
                 f"{path}: the box of {box.class_name!r}, {corners}, leaves the image of {width}x{height} pixels; "

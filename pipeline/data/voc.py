@@ -1,6 +1,6 @@
 """The PASCAL VOC layout on disk: class names, split lists, paths and the colour palette.
 
-root/JPEGImages/ID.jpg                      8-bit RGB
+root/JPEGImages/ID.jpg                      8-bit RGB; or ID.png
 root/SegmentationClass/ID.png               palette PNG: 0 background, 1..C classes, 255 void
 root/Annotations/ID.xml                     optional: a box per object, corners 1-based and inclusive
 root/ImageSets/Segmentation/SPLIT.txt       one ID a line
@@ -19,7 +19,8 @@ from pipeline.errors import PipelineError
 IGNORE_INDEX = 255
 RESERVED_NAMES = ("background", "void")
 COUNTERFACTUAL_SPLITS = ("object_without_context", "context_without_object")
-SPLITS = ("train", "val", "test", *COUNTERFACTUAL_SPLITS)
+REQUIRED_SPLITS = ("train", "val", "test")
+SPLITS = (*REQUIRED_SPLITS, *COUNTERFACTUAL_SPLITS)
 
 
 class Box(NamedTuple):
@@ -42,8 +43,10 @@ def voc_palette() -> list[int]:
 
 
 def image_path(root: Path, image_id: str) -> Path:
-    """Path of the JPEG of `image_id`."""
-    return root / "JPEGImages" / f"{image_id}.jpg"
+    """Path of the image of `image_id`: the JPEG, unless there is only a PNG."""
+    path = root / "JPEGImages" / f"{image_id}.jpg"
+    lossless = path.with_suffix(".png")
+    return lossless if not path.exists() and lossless.exists() else path
 
 
 def mask_path(root: Path, image_id: str) -> Path:
@@ -93,6 +96,12 @@ def read_split(root: Path, split: str) -> tuple[str, ...]:
         duplicate = next(image_id for image_id in ids if ids.count(image_id) > 1)
         raise PipelineError(f"{path}: {duplicate} is listed twice; remove one")
     return ids
+
+
+def list_splits(root: Path) -> tuple[str, ...]:
+    """Names of the splits: train, val and test, and the counterfactual two where the data set has them."""
+    counterfactual = all(split_path(root, split).exists() for split in COUNTERFACTUAL_SPLITS)
+    return (*REQUIRED_SPLITS, *(COUNTERFACTUAL_SPLITS if counterfactual else ()))
 
 
 def read_contexts(root: Path) -> dict[str, str]:

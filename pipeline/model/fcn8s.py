@@ -6,12 +6,16 @@ with padding 100 the canvas is 198 pixels larger on each axis, as in Caffe.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.data.loading import RGB_MEAN, RGB_STD
+
+InputSpace = Literal["imagenet_rgb", "caffe_bgr"]
+CAFFE_BGR_MEAN = (104.00699, 116.66877, 122.67892)  # of the images that Caffe's VGG16 saw, 0 to 255
 # Convolutions and channels of VGG16's five blocks at width 1.
 VGG16_BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 # Layers whose Grad-CAM has a closed form, and their stride in image pixels.
@@ -46,9 +50,10 @@ class AttentionGrid(NamedTuple):
 class Trunk(nn.Module):
     """VGG16's convolutions. Pools in ceil mode, so any input size works."""
 
-    def __init__(self, *, width: float, batch_norm: bool, padding: int) -> None:
+    def __init__(self, *, width: float, batch_norm: bool, padding: int, input_space: InputSpace) -> None:
         super().__init__()
         self.padding = padding
+        self.input_space = input_space
         self.batch_norm = batch_norm
         in_channels = 3
         for block, (num_convs, full_channels) in enumerate(VGG16_BLOCKS, start=1):
@@ -66,6 +71,8 @@ class Trunk(nn.Module):
 
     def forward(self, image: Tensor) -> Features:
         """(B, 3, H, W) to the features that decoder and classifier read."""
+        if self.input_space == "caffe_bgr":
+            image = to_caffe_bgr(image)
         # Padding 100 as one pad before a padding-1 convolution: no state, and exactly Caffe's result.
         x = F.pad(image, [self.padding - 1] * 4) if self.padding > 1 else image
         pools = []
@@ -158,6 +165,8 @@ class FCN8s(nn.Module):
         padding: of conv1_1, 1 or 100 (Caffe). The two need different weights; it never changes after construction.
         dropout: probability after fc6 and fc7.
         skip_scales: factors on pool4 and pool3 before scoring; (0.01, 0.0001) for "at once" training.
+        input_space: what conv1_1 was trained on. Images come as `imagenet_rgb` whatever it is, normalised by
+            data/loading.py; weights from Caffe want `caffe_bgr` and have it made of them.
         attention_layer: whose activations Grad-CAM weighs: conv5_3 (after ReLU, stride 16; the paper's) or pool5 (32).
     """
 
@@ -175,12 +184,24 @@ class FCN8s(nn.Module):
         dropout: float = 0.5,
         skip_scales: tuple[float, float] = (1.0, 1.0),
         attention_layer: str = "conv5_3",
+        input_space: InputSpace = "imagenet_rgb",
     ) -> None:
         super().__init__()
+        self.architecture: dict[str, Any] = {
+            "width": width,
+            "fc_channels": fc_channels,
+            "head_channels": head_channels,
+            "batch_norm": batch_norm,
+            "padding": padding,
+            "dropout": dropout,
+            "skip_scales": tuple(skip_scales),
+            "attention_layer": attention_layer,
+            "input_space": input_space,
+        }
         self.num_foreground_classes = num_foreground_classes
         self.attention_layer = attention_layer
         self.attention_grid = AttentionGrid(ATTENTION_STRIDES[attention_layer], padding)
-        self.trunk = Trunk(width=width, batch_norm=batch_norm, padding=padding)
+        self.trunk = Trunk(width=width, batch_norm=batch_norm, padding=padding, input_space=input_space)
         self.decoder = Decoder(
             num_foreground_classes + 1,
             width=width,
@@ -217,6 +238,13 @@ class FCN8s(nn.Module):
         features = self.features(image)
         seg_logits = self.segment(features, (image.shape[2], image.shape[3])) if segmentation else None
         return seg_logits, self.classify(features.conv5_3)
+
+
+def to_caffe_bgr(image: Tensor) -> Tensor:
+    """(B, 3, H, W) normalised RGB to BGR in 0 to 255 minus CAFFE_BGR_MEAN, what published FCN8s weights were fed."""
+    scale = image.new_tensor(RGB_STD).view(3, 1, 1) * 255.0
+    offset = image.new_tensor(RGB_MEAN).view(3, 1, 1) * 255.0 - image.new_tensor(CAFFE_BGR_MEAN[::-1]).view(3, 1, 1)
+    return (image * scale + offset).flip(1)
 
 
 def pool(x: Tensor) -> Tensor:

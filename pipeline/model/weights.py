@@ -23,11 +23,11 @@ def build_model(architecture: Mapping[str, Any], class_names: tuple[str, ...], *
         return FCN8s(len(class_names), **architecture)
 
 
-def save_weights(path: Path, model: FCN8s, architecture: Mapping[str, Any], class_names: tuple[str, ...]) -> None:
+def save_weights(path: Path, model: FCN8s, class_names: tuple[str, ...]) -> None:
     """Write parameters and buffers with what `load_weights` needs to build the network again. Atomic."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     # One key: safetensors writes several in random order, and equal weights must be equal files.
-    metadata = {"network": json.dumps({"architecture": dict(architecture), "class_names": class_names})}
+    metadata = {"network": json.dumps({"architecture": model.architecture, "class_names": class_names})}
     try:
         with atomic_file(path) as partial:
             save_file(tensors, partial, metadata=metadata)
@@ -65,7 +65,7 @@ def load_weights(path: Path) -> tuple[FCN8s, tuple[str, ...]]:
         raise PipelineError(
             f"{path}: does not describe its network ({error!r}); expected weights written by this project"
         ) from error
-    _check_tensors(path, model.state_dict(), tensors)
+    check_tensors(path, model.state_dict(), tensors)
     model.load_state_dict(tensors, assign=True)
     return model, class_names
 
@@ -79,7 +79,12 @@ def state_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _check_tensors(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+def check_tensors(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Compare the tensors of a file with those of a network, by name and shape.
+
+    Raises:
+        PipelineError: naming the first that is missing, unknown or of another shape.
+    """
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [f"{name} is unknown" for name in found if name not in expected]
     problems += [

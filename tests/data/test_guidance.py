@@ -190,3 +190,9 @@ def test_count_of_more_images_than_show_a_class_is_refused(refused):
 def test_count_and_fraction_exclude_each_other(refused, count, fraction):
     message = refused(num_labelled_images, rows_with(8, 2), count=count, fraction=fraction)
     assert message == f"pixel labels: count is {count} and fraction {fraction}; give one of the two"
+
+
+def test_box_that_begins_before_the_image_is_painted_inside_it(voc_root, guide):
+    voc.write_boxes(voc_root, "t1", [voc.Box("dog", -1, -1, 2, 1)], height=6, width=8)
+    painted = guide("boxes", num_labelled=1)["t1"]
+    assert painted.nonzero().tolist() == [[0, 0], [0, 1]]

@@ -278,6 +278,67 @@ def test_evaluation_keeps_the_order_and_yields_every_image_once(make, num_worker
     assert same(batches[0], Sample(*stacked))
 
 
+def test_evaluation_batches_images_of_one_size(voc_root):
+    """Alternating 8x6 and 4x4 images: each at its own size, every one once, no batch mixed."""
+    rows = [ManifestRow("t0", "test", 6, 8, (), (), -1, ""), ManifestRow("v0", "test", 4, 4, (), (), -1, "")] * 5
+    dataset = SegmentationDataset(voc_root, rows, num_foreground_classes=2)
+    batches = list(evaluation_loader(dataset, batch_size=2, num_workers=0))
+    assert [tuple(batch.image.shape[2:]) for batch in batches] == [(6, 8)] * 3 + [(4, 4)] * 3
+    assert sorted(index for batch in batches for index in batch.sample_index.tolist()) == list(range(10))
+    assert all(same(Sample(*(part[0] for part in batch)), dataset[int(batch.sample_index[0])]) for batch in batches)
+
+
+# ---- crops -----------------------------------------------------------------------------------------------------------
+
+
+def test_crops_are_windows_of_image_mask_and_guidance_alike(make):
+    plain, cropped = make(horizontal_flip=0.0), make(horizontal_flip=0.0, crop_size=4)
+    offsets = set()
+    for index in range(24):
+        whole, window = plain[index], cropped[index]
+        assert window.image.shape == (3, 4, 4)
+        (found,) = [
+            (top, left)
+            for top in range(3)
+            for left in range(5)
+            if torch.equal(whole.image[:, top : top + 4, left : left + 4], window.image)
+        ]
+        rows, columns = slice(found[0], found[0] + 4), slice(found[1], found[1] + 4)
+        assert torch.equal(whole.target[rows, columns], window.target)
+        assert torch.equal(whole.guidance[rows, columns], window.guidance)
+        assert torch.equal(window.image_labels, image_labels(window.target, 2))
+        offsets.add(found)
+    assert len(offsets) > 5
+
+
+def test_smaller_images_are_padded_with_the_data_mean_and_void(make):
+    sample = make(horizontal_flip=0.0, crop_size=12)[1]
+    assert sample.image.shape == (3, 12, 12)
+    added = sample.image.abs().amax(dim=0) < 0.01
+    assert added.sum() >= 12 * 12 - 6 * 8
+    assert (sample.target[added] == 255).all()
+    assert (sample.guidance[added] == 255).all()
+    assert (sample.target == 2).sum() == 24
+
+
+def test_scales_resize_before_the_crop(make):
+    """t1 is a dog in its left half: 24 pixels at factor 1, about 96 at 2."""
+    sizes = {factor: make(horizontal_flip=0.0, crop_size=32, scale=(factor, factor))[1] for factor in (1.0, 2.0)}
+    assert (sizes[1.0].target == 2).sum() == 24
+    assert (sizes[2.0].target == 2).sum() == 96
+    assert set(sizes[2.0].target.unique().tolist()) == {0, 2, 255}
+    varied = make(horizontal_flip=0.0, crop_size=32, scale=(0.5, 2.0))
+    assert len({int((varied[1 + 4 * k].target != 255).sum()) for k in range(6)}) > 3
+
+
+def test_crops_depend_on_seed_epoch_and_index_alone(make):
+    options = {"crop_size": 4, "scale": (0.75, 1.5)}
+    first, again = make(**options), make(**options)
+    assert all(same(first[i], again[i]) for i in (5, 3, 5))
+    again.set_epoch(1)
+    assert not all(same(first[i], again[i]) for i in range(24))
+
+
 # ---- cache -----------------------------------------------------------------------------------------------------------
 
 

@@ -207,7 +207,12 @@ def test_undeclared_class_of_a_box_is_named(voc_root, refused):
     assert refused(build, voc_root) == f"{path}: class 'fox' is undeclared; classes.txt names cat, dog"
 
 
-@pytest.mark.parametrize("corners", [(-1, 0, 8, 6), (0, -1, 8, 6), (0, 0, 9, 6), (0, 0, 8, 7)])
+def test_box_that_is_a_pixel_too_large_is_taken_for_rounded(voc_root):
+    voc.write_boxes(voc_root, "t1", [voc.Box("dog", -1, -1, 9, 7)], height=6, width=8)
+    build(voc_root)
+
+
+@pytest.mark.parametrize("corners", [(-2, 0, 8, 6), (0, -2, 8, 6), (0, 0, 10, 6), (0, 0, 8, 8)])
 def test_box_that_leaves_its_image_is_named(voc_root, refused, corners):
     voc.write_boxes(voc_root, "t1", [voc.Box("dog", 0, 0, 8, 6), voc.Box("cat", *corners)], height=6, width=8)
     left, top, right, bottom = corners

@@ -19,6 +19,7 @@ ARCHITECTURE: dict[str, Any] = {
     "dropout": 0.1,
     "skip_scales": (0.01, 0.0001),
     "attention_layer": "pool5",
+    "input_space": "caffe_bgr",
 }
 NETWORK = {"architecture": ARCHITECTURE, "class_names": CLASS_NAMES}
 DESCRIPTION = {"network": json.dumps(NETWORK)}
@@ -40,7 +41,7 @@ def lively_model(**changes: Any) -> FCN8s:
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     path = tmp_path / "models" / "a.safetensors"
-    save_weights(path, lively_model(), ARCHITECTURE, CLASS_NAMES)
+    save_weights(path, lively_model(), CLASS_NAMES)
     return path
 
 
@@ -57,7 +58,7 @@ def rewrite(path: Path, **changes: torch.Tensor | None) -> None:
 @pytest.mark.parametrize("changes", [{}, {"batch_norm": False, "padding": 100, "skip_scales": (1.0, 1.0)}])
 def test_loaded_network_gives_bit_equal_outputs(tmp_path, changes):
     model = lively_model(**changes)
-    save_weights(tmp_path / "a.safetensors", model, ARCHITECTURE | changes, CLASS_NAMES)
+    save_weights(tmp_path / "a.safetensors", model, CLASS_NAMES)
     loaded, class_names = load_weights(tmp_path / "a.safetensors")
     assert class_names == CLASS_NAMES
     assert state_digest(loaded) == state_digest(model)
@@ -96,7 +97,7 @@ def test_only_the_weights_are_left_in_the_folder(weights):
 def test_same_weights_make_the_same_bytes(tmp_path):
     contents, path = set(), tmp_path / "a.safetensors"
     for _ in range(12):
-        save_weights(path, lively_model(), ARCHITECTURE, CLASS_NAMES)
+        save_weights(path, lively_model(), CLASS_NAMES)
         contents.add(path.read_bytes())
     assert len(contents) == 1
 
@@ -104,7 +105,7 @@ def test_same_weights_make_the_same_bytes(tmp_path):
 def test_weights_that_cannot_be_written_are_refused_by_name(tmp_path, refused):
     (tmp_path / "models").write_text("a file where a folder should be")
     path = tmp_path / "models" / "a.safetensors"
-    message = refused(save_weights, path, lively_model(), ARCHITECTURE, CLASS_NAMES)
+    message = refused(save_weights, path, lively_model(), CLASS_NAMES)
     assert message.startswith(f"{path}: weights could not be written (")
 
 
@@ -115,9 +116,7 @@ def test_full_disk_keeps_the_old_weights(weights, refused):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
     try:
-        message = refused(
-            save_weights, weights, build_model(ARCHITECTURE, CLASS_NAMES, seed=1), ARCHITECTURE, CLASS_NAMES
-        )
+        message = refused(save_weights, weights, build_model(ARCHITECTURE, CLASS_NAMES, seed=1), CLASS_NAMES)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert message.startswith(f"{weights}: weights could not be written (")

@@ -1,0 +1,284 @@
+"""Can the chosen profile run here? What is missing, and the command that gets it; one line each."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
+from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
+
+from pipeline.config import EmbeddedData, FolderData, Params, Profile, RemoteFile, Voc2012Data
+from pipeline.data import voc
+from pipeline.data.sources import SBD_ARCHIVE, VOC2012_ARCHIVE
+from pipeline.devices import choose_device
+from pipeline.errors import PipelineError
+from pipeline.fetch import CACHE, cached_path, check_file
+from pipeline.sender import tracking_uri
+
+ANSWER_SECONDS = 5.0  # within which a server must answer
+GIGABYTE = 1e9
+BYTES_PER_WEIGHT = 16  # weight, gradient and the two moments of Adam, in float32
+COPIES_PER_ACTIVATION = 2  # of a layer's output and its ReLU
+BYTES_PER_PIXEL = 3.0  # of an image and its mask on disk; the embedded set, palette PNG and JPEG at quality 95
+
+
+class Finding(NamedTuple):
+    """One line of the report."""
+
+    verdict: Literal["ok", "note", "fail"]  # fail: the profile cannot run
+    subject: str
+    text: str
+
+
+def examine(params: Params, folder: Path) -> Iterator[Finding]:
+    """Everything that the chosen profile needs, in the order in which the stages need it.
+
+    Args:
+        folder: where data/ and models/ lie.
+    """
+    profile = params.profile
+    yield _device(profile)
+    yield from (Finding("note", "configuration", doubt) for doubt in profile.doubts)
+    yield _data(profile, folder)
+    yield from _sources(profile, folder)
+    yield _weights(folder)
+    yield _memory(profile)
+    yield _disk(profile, folder)
+    yield _tracking()
+    yield _remote()
+    yield _prefect()
+
+
+def _device(profile: Profile) -> Finding:
+    try:
+        device = choose_device(profile.runtime.device, profile.runtime.precision)
+    except PipelineError as error:
+        return Finding("fail", "device", str(error))
+    return Finding("ok", "device", device.reason)
+
+
+def _data(profile: Profile, folder: Path) -> Finding:
+    root = folder / "data" / "voc"
+    source = profile.download.source
+    if not root.exists():
+        return Finding("note", "data", f"{root} is not there yet; `dvc repro download` puts it there ({source})")
+    try:
+        ids = [image_id for split in voc.list_splits(root) for image_id in voc.read_split(root, split)]
+        names = voc.read_class_names(root)
+    except PipelineError as error:
+        return Finding("fail", "data", str(error))
+    files = [path for i in ids for path in (voc.image_path(root, i), voc.mask_path(root, i))]
+    missing = [path for path in files if not path.exists()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        return Finding(
+            "fail", "data", f"{missing[0]}{more} missing; run `dvc repro --force download`, or `dvc checkout`"
+        )
+    return Finding("ok", "data", f"{len(ids)} images of {len(names)} classes in {root}")
+
+
+def _sources(profile: Profile, folder: Path) -> Iterator[Finding]:
+    """The files that download reads, unless its outputs are there."""
+    options = profile.download
+    files: dict[str, tuple[str, RemoteFile]] = {}
+    if isinstance(options, Voc2012Data) and not (folder / "data" / "voc").exists():
+        files["archive of VOC2012"] = VOC2012_ARCHIVE, options.archive
+        if options.train_split == "trainaug" and options.sbd is not None:
+            files["archive of SBD"] = SBD_ARCHIVE, options.sbd
+    if isinstance(options, FolderData):
+        path = Path(options.path).expanduser()
+        found = "is there" if path.exists() else "is missing; correct download.path in params.yaml"
+        yield Finding("ok" if path.exists() else "fail", "your data", f"{path} {found}")
+    weights = profile.pretrain.weights.file
+    if weights is not None and not any((folder / "data" / "weights").glob("*")):
+        files["initial weights"] = profile.pretrain.weights.file_name, weights
+    for subject, (name, file) in files.items():
+        yield _source(subject, name, file)
+
+
+def _source(subject: str, name: str, file: RemoteFile) -> Finding:
+    if file.path is not None:
+        path = Path(file.path).expanduser()
+        if not path.is_file():
+            return Finding("fail", subject, f"{path}: missing; correct the path in params.yaml, or null to fetch it")
+        if file.checksum is None:
+            return Finding("ok", subject, f"{path}, unchecked")
+        return _checked(subject, path, file.checksum)
+    assert file.checksum is not None  # the configuration sees to it
+    path = cached_path(CACHE, name, file.checksum)
+    if path.exists():
+        return _checked(subject, path, file.checksum)
+    reasons = []
+    for url in file.mirrors:
+        if (problem := _problem_with(url)) is None:
+            return Finding("ok", subject, f"{url} answers; `dvc repro download` fetches it")
+        reasons.append(f"{url}: {problem}")
+    return Finding("fail", subject, f"no mirror answers ({'; '.join(reasons)}); download it by hand to {path}")
+
+
+def _checked(subject: str, path: Path, checksum: str) -> Finding:
+    try:
+        check_file(path, checksum, "delete it, and `dvc repro download` fetches it again")
+    except PipelineError as error:
+        return Finding("fail", subject, str(error))
+    return Finding("ok", subject, f"{path}, intact")
+
+
+def _weights(folder: Path) -> Finding:
+    models = folder / "models"
+    found = sorted(str(path.relative_to(models).with_suffix("")) for path in models.rglob("*.safetensors"))
+    if not found:
+        return Finding(
+            "note", "weights", "nothing trained here yet; `dvc repro` trains, `dvc pull` fetches from a remote"
+        )
+    return Finding("ok", "weights", f"trained: {', '.join(found)}")
+
+
+def _memory(profile: Profile) -> Finding:
+    needed = training_bytes(profile)
+    device = choose_device(profile.runtime.device, "32-true") if _device(profile).verdict == "ok" else None
+    if device is not None and device.accelerator == "cuda":
+        import torch
+
+        available, where = torch.cuda.mem_get_info()[0], "of GPU memory"
+    else:
+        import psutil
+
+        available, where = psutil.virtual_memory().available, "of memory"
+    text = f"finetune needs about {needed / GIGABYTE:.1f} GB, {available / GIGABYTE:.1f} GB {where} are free"
+    if needed > available:
+        return Finding("fail", "memory", f"{text}; lower batch_size or crop_size of finetune.training")
+    return Finding("ok", "memory", text)
+
+
+def training_bytes(profile: Profile) -> int:
+    """Estimate of what a fine-tuning step holds, in bytes: weights with Adam's state, and activations in float32 of the
+    images and of one masked image each. Nothing is computed: the network runs on tensors without content.
+    """
+    import torch
+
+    from pipeline.model.fcn8s import FCN8s
+
+    training = profile.finetune.training
+    download = profile.download
+    side = training.crop_size or (download.image_size if isinstance(download, EmbeddedData) else 500)
+    elements = 0
+
+    def count(_module: object, _inputs: object, output: object) -> None:
+        nonlocal elements
+        elements += output.numel() if isinstance(output, torch.Tensor) else 0
+
+    with torch.device("meta"):
+        model = FCN8s(20, **profile.model.model_dump())
+        for module in model.modules():
+            if not list(module.children()):
+                module.register_forward_hook(count)
+        model.segment(model.features(torch.zeros(1, 3, side, side)), (side, side))
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    return weights * BYTES_PER_WEIGHT + 2 * training.batch_size * elements * 4 * COPIES_PER_ACTIVATION
+
+
+def _disk(profile: Profile, folder: Path) -> Finding:
+    options = profile.download
+    if isinstance(options, EmbeddedData):
+        counts = (options.num_train, options.num_val, options.num_test, 2 * options.num_counterfactual)
+        data = sum(counts) * options.image_size**2 * BYTES_PER_PIXEL
+    else:
+        data = 2 * 4.5 * GIGABYTE if isinstance(options, Voc2012Data) else 0.0  # archive, files, and DVC's copy
+    # A model per variant and stage, each also in DVC's cache, and one checkpoint with Adam's moments.
+    needed = data + (2 * (2 + len(profile.finetune.variants)) + 3) * _weight_bytes(profile)
+    free = shutil.disk_usage(folder.absolute()).free
+    text = f"a run needs about {needed / GIGABYTE:.1f} GB, {free / GIGABYTE:.1f} GB are free"
+    if needed > free:
+        return Finding("fail", "disk", f"{text}; free some space, or `dvc gc --workspace` clears old results")
+    return Finding("ok", "disk", text)
+
+
+def _weight_bytes(profile: Profile) -> int:
+    import torch
+
+    from pipeline.model.fcn8s import FCN8s
+
+    with torch.device("meta"):
+        return 4 * sum(parameter.numel() for parameter in FCN8s(20, **profile.model.model_dump()).parameters())
+
+
+def _tracking() -> Finding:
+    uri = tracking_uri()
+    if not uri.startswith("http"):
+        return Finding("ok", "tracking", f"{uri}, no server needed; `mlflow ui` shows it")
+    if (problem := _problem_with(f"{uri.rstrip('/')}/health")) is None:
+        return Finding("ok", "tracking", f"{uri} answers")
+    return Finding("note", "tracking", f"{uri}: {problem}; runs would wait in .tracking until it does")
+
+
+def _remote() -> Finding:
+    """DVC knows how to reach every kind of remote, so it is DVC that asks."""
+
+    def ask() -> str | None:
+        from dvc.exceptions import NotDvcRepoError
+        from dvc.repo import Repo
+
+        try:
+            with Repo() as repo:
+                name = repo.config["core"].get("remote")
+                if name is None:
+                    return None
+                odb = repo.cloud.get_remote_odb(name)
+                odb.fs.exists(odb.path)
+                # A folder is made on the first push; of anything else, an answer is all that can be asked.
+                return f"{name} ({odb.path})"
+        except NotDvcRepoError:
+            return None
+
+    try:
+        found = _within(ask)
+    except Exception as error:  # whatever a storage client raises
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        return Finding("note", "DVC remote", f"does not answer ({reason}); `dvc remote list` shows its address")
+    if found is None:
+        return Finding("note", "DVC remote", "none; results stay here until `dvc remote add --default NAME URL`")
+    return Finding("ok", "DVC remote", f"{found} answers")
+
+
+def _prefect() -> Finding:
+    url = os.environ.get("PREFECT_API_URL")
+    if not url:
+        return Finding("note", "Prefect", "PREFECT_API_URL is not set; `dvc repro` needs no server")
+    if (problem := _problem_with(f"{url.rstrip('/')}/health")) is None:
+        return Finding("ok", "Prefect", f"{url} answers")
+    return Finding("note", "Prefect", f"{url}: {problem}; start it, or unset PREFECT_API_URL")
+
+
+def _problem_with(url: str) -> str | None:
+    """None if the address answers, else why not, in a few words."""
+    import requests
+
+    try:
+        with requests.get(url, timeout=ANSWER_SECONDS, stream=True) as response:
+            return None if response.ok else f"HTTP {response.status_code}"
+    except requests.exceptions.RequestException as error:
+        host = urlsplit(url).netloc
+        return f"no answer within {ANSWER_SECONDS:.0f} s" if "timed out" in str(error) else f"{host} cannot be reached"
+
+
+def _within(function: Callable[[], str | None]) -> str | None:
+    """The function's result; a thread that does not come back is left behind, and does not keep the process alive."""
+    answers: Queue[str | Exception | None] = Queue()
+
+    def ask() -> None:
+        try:
+            answers.put(function())
+        except Exception as error:
+            answers.put(error)
+
+    Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=2 * ANSWER_SECONDS)
+    except Empty:
+        raise TimeoutError(f"no answer within {2 * ANSWER_SECONDS:.0f} s") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer

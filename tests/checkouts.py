@@ -1,0 +1,68 @@
+"""Checkouts without history, and the commands that a user runs in them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+REPOSITORY = Path(__file__).parents[1]
+COPIED = ("pipeline", "stages", "params.yaml", "dvc.yaml", ".dvcignore")
+
+
+def checkout(folder: Path, profile: str = "smoke", **changes: object) -> Path:
+    """A checkout without history whose params.yaml chooses `profile`, with changes as `set_params` takes them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in COPIED:
+        source = REPOSITORY / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder / name)
+    set_params(folder, {"profile": profile, **changes})
+    return folder
+
+
+def set_params(folder: Path, changes: dict[str, object]) -> None:
+    """Set dotted keys of params.yaml; a key that starts with a dot is one of the chosen profile."""
+    path = folder / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    for key, value in changes.items():
+        section = params["profiles"][params["profile"]] if key.startswith(".") else params
+        *parents, last = key.lstrip(".").split(".")
+        for parent in parents:
+            section = section[parent]
+        section[last] = value
+    path.write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def environment(folder: Path) -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_"))}
+    return {**clean, "PATH": path, "PYTHONPATH": str(folder), "DVC_NO_ANALYTICS": "true"}
+
+
+def dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dvc", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
+
+
+def stage(folder: Path, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"stages.{name}", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
+
+
+def gain(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline.cli", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
+
+
+def one_line(result: subprocess.CompletedProcess[str], *parts: str) -> None:
+    """The stage failed with exactly one line on standard error, holding every part."""
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert len(lines) == 1, result.stderr
+    for part in parts:
+        assert part in lines[0]

@@ -1,0 +1,238 @@
+"""Foreign weights in this network: same answers as in their own, and nothing else than tensors is ever read."""
+
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_archives import CHANNELS, CONVS, pytorch_fcn_state
+from torch import Tensor, nn
+
+from pipeline.data.loading import normalise
+from pipeline.data.sources import VOC_CLASSES
+from pipeline.model.imported import initial_model, read_checkpoint
+from pipeline.model.weights import save_weights
+
+SLIM = {
+    "width": 0.0625, "fc_channels": 12, "head_channels": 8, "batch_norm": False, "padding": 100, "dropout": 0.5,
+    "skip_scales": (1.0, 1.0), "attention_layer": "conv5_3",
+}  # fmt: skip
+ATONCE = {**SLIM, "skip_scales": (0.01, 0.0001)}
+
+
+def original(state: dict[str, Tensor], image: Tensor, *, at_once: bool) -> Tensor:
+    """The Caffe network, written down from its prototxt: padding 100, ceil-mode pools, crops 5, 9 and 31."""
+
+    def conv(x: Tensor, name: str, padding: int = 0) -> Tensor:
+        return F.conv2d(x, state[f"{name}.weight"], state[f"{name}.bias"], padding=padding)
+
+    def up(x: Tensor, name: str, stride: int) -> Tensor:
+        return F.conv_transpose2d(x, state[f"{name}.weight"], stride=stride)
+
+    x, pools = image, {}
+    for block, number in CONVS.items():
+        for index in range(1, number + 1):
+            x = F.relu(conv(x, f"{block}_{index}", 100 if (block, index) == ("conv1", 1) else 1))
+        x = pools[block] = F.max_pool2d(x, 2, stride=2, ceil_mode=True)
+    x = F.relu(conv(F.relu(conv(x, "fc6")), "fc7"))
+    x = up(conv(x, "score_fr"), "upscore2", 2)
+    pool4 = conv(pools["conv4"] * (0.01 if at_once else 1.0), "score_pool4")
+    x = up(x + pool4[:, :, 5 : 5 + x.shape[2], 5 : 5 + x.shape[3]], "upscore_pool4", 2)
+    pool3 = conv(pools["conv3"] * (0.0001 if at_once else 1.0), "score_pool3")
+    x = up(x + pool3[:, :, 9 : 9 + x.shape[2], 9 : 9 + x.shape[3]], "upscore8", 8)
+    return x[:, :, 31 : 31 + image.shape[2], 31 : 31 + image.shape[3]]
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Callable:
+    """Saves what it is given and returns the path."""
+
+    def save(content: object, **options: object):
+        torch.save(content, tmp_path / "weights.pth", **options)
+        return tmp_path / "weights.pth"
+
+    return save
+
+
+@pytest.mark.parametrize(
+    ("source", "architecture"), [("pytorch_fcn8s", SLIM), ("pytorch_fcn8s_atonce", ATONCE)], ids=["fcn8s", "atonce"]
+)
+@pytest.mark.parametrize("size", [(32, 32), (37, 61), (64, 50), (1, 5), (97, 128)])
+def test_published_weights_give_the_original_networks_logits(checkpoint, source, architecture, size):
+    """From the file's pixels on: RGB 0 to 255 for us, BGR minus Caffe's mean for the original."""
+    state = pytorch_fcn_state()
+    model = initial_model(source, checkpoint(state), architecture, VOC_CLASSES, seed=0).eval()
+    rgb = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
+    mean = torch.tensor([104.00699, 116.66877, 122.67892]).view(3, 1, 1)
+    expected = original(state, rgb.flip(1).float() - mean, at_once=source.endswith("atonce"))
+    with torch.no_grad():
+        logits, _ = model(normalise(rgb))
+    assert logits.shape == (2, 21, *size)
+    assert expected.std() > 0.1
+    assert float((logits - expected).abs().max() / expected.abs().max()) < 1e-4
+
+
+def test_padding_or_colours_of_another_convention_would_not_agree(checkpoint):
+    """The comparison above can fail."""
+    state = pytorch_fcn_state()
+    rgb = torch.randint(0, 256, (1, 3, 40, 40), dtype=torch.uint8)
+    model = initial_model("pytorch_fcn8s", checkpoint(state), SLIM, VOC_CLASSES, seed=0).eval()
+    wrong = original(state, normalise(rgb), at_once=False)
+    with torch.no_grad():
+        logits, _ = model(normalise(rgb))
+    assert float((logits - wrong).abs().max() / wrong.abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"epoch": 3, "model_state_dict": s}])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_state_dicts_and_checkpoints_of_both_file_formats_are_read(checkpoint, wrap, zipped):
+    state = pytorch_fcn_state()
+    tensors = read_checkpoint(checkpoint(wrap(state), _use_new_zipfile_serialization=zipped))
+    assert tensors.keys() == state.keys()
+
+
+def test_imported_description_travels_with_the_weights(checkpoint, tmp_path):
+    model = initial_model("pytorch_fcn8s", checkpoint(pytorch_fcn_state()), SLIM, VOC_CLASSES, seed=0).eval()
+    save_weights(tmp_path / "ours.safetensors", model, VOC_CLASSES)
+    again = initial_model("safetensors", tmp_path / "ours.safetensors", SLIM, VOC_CLASSES, seed=1).eval()
+    assert again.trunk.input_space == "caffe_bgr"
+    image = torch.randn(1, 3, 33, 47)
+    with torch.no_grad():
+        assert torch.equal(again(image)[0], model(image)[0])
+
+
+def test_bilinear_upsampling_stays_fixed_after_an_import(checkpoint):
+    from pipeline.training import freeze
+
+    model = initial_model("pytorch_fcn8s", checkpoint(pytorch_fcn_state()), SLIM, VOC_CLASSES, seed=0)
+    freeze(model, [])
+    assert not model.decoder.upscore8.weight.requires_grad
+    assert model.trunk.conv1_1.weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda s: s.pop("conv3_2.weight"), "trunk.conv3_2.weight is missing"),
+        (lambda s: s.pop("score_pool4.bias"), "decoder.score_pool4.bias is missing"),
+        (lambda s: s.update(fc8=torch.zeros(1)), "decoder.fc8 is unknown"),
+        (lambda s: s.update({"fc6.weight": torch.zeros(12, 32, 3, 3)}), "fc6.weight has shape (12, 32, 3, 3)"),
+    ],
+)
+def test_wrong_tensors_are_named(checkpoint, refused, change, problem):
+    state = pytorch_fcn_state()
+    change(state)
+    assert problem in refused(initial_model, "pytorch_fcn8s", checkpoint(state), SLIM, VOC_CLASSES, seed=0)
+
+
+def test_other_classes_than_the_weights_are_refused(checkpoint, refused):
+    path = checkpoint(pytorch_fcn_state())
+    message = refused(initial_model, "pytorch_fcn8s", path, SLIM, ("cat", "dog"), seed=0)
+    assert "decoder.score_fr.weight has shape (21, 12, 1, 1), expected (3, 12, 1, 1)" in message
+
+
+@pytest.mark.parametrize(
+    ("source", "changes", "problem"),
+    [
+        ("pytorch_fcn8s", {"padding": 1}, "model.padding is 1, but weights of source pytorch_fcn8s"),
+        ("pytorch_fcn8s", {"batch_norm": True}, "model.batch_norm is True"),
+        ("pytorch_fcn8s_atonce", {}, "trained with [0.01, 0.0001]"),
+        ("imagenet", {"batch_norm": True}, "model.batch_norm is True"),
+    ],
+)
+def test_network_other_than_the_weights_own_is_refused(tmp_path, refused, source, changes, problem):
+    assert problem in refused(initial_model, source, tmp_path / "w.pth", {**SLIM, **changes}, VOC_CLASSES, seed=0)
+
+
+class Harmful:
+    """Unpickling it would make a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickled_code_is_not_executed(checkpoint, tmp_path, refused, zipped):
+    path = checkpoint(
+        {"a": torch.zeros(1), "b": Harmful(str(tmp_path / "made"))}, _use_new_zipfile_serialization=zipped
+    )
+    assert "not read, since it holds more than tensors" in refused(read_checkpoint, path)
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04 cut"])
+def test_damaged_checkpoint_is_named(tmp_path, refused, content):
+    (tmp_path / "w.pth").write_bytes(content)
+    assert str(tmp_path / "w.pth") in refused(read_checkpoint, tmp_path / "w.pth")
+
+
+def test_missing_checkpoint_and_one_without_tensors_are_named(checkpoint, tmp_path, refused):
+    assert "run `dvc repro download`" in refused(read_checkpoint, tmp_path / "none.pth")
+    assert "holds no state dict" in refused(read_checkpoint, checkpoint({"epoch": 3}))
+
+
+# ---- torchvision's VGG16 ---------------------------------------------------------------------------------------------
+
+
+def slim_vgg16() -> nn.Module:
+    """torchvision's own VGG16, at a sixteenth of its width."""
+    from torchvision.models.vgg import VGG
+
+    layers: list[nn.Module] = []
+    into = 3
+    for block, channels in CHANNELS.items():
+        for _ in range(CONVS[block]):
+            layers += [nn.Conv2d(into, channels, 3, padding=1), nn.ReLU()]
+            into = channels
+        layers.append(nn.MaxPool2d(2, stride=2))
+    vgg = VGG(nn.Sequential(*layers))
+    vgg.classifier[0], vgg.classifier[3], vgg.classifier[6] = (
+        nn.Linear(32 * 49, 12), nn.Linear(12, 12), nn.Linear(12, 1000),
+    )  # fmt: skip
+    return vgg.eval()
+
+
+def test_vgg16_becomes_trunk_fc6_and_fc7(checkpoint):
+    """On 224 pixels, fc6 sees VGG16's 7 x 7 cells once, and gives what its first two linear layers give."""
+    vgg = slim_vgg16()
+    architecture = {**SLIM, "padding": 1}
+    model = initial_model("imagenet", checkpoint(vgg.state_dict()), architecture, ("cat", "dog"), seed=0).eval()
+    assert model.trunk.input_space == "imagenet_rgb"
+    image = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        pool5 = vgg.features(image)
+        features = model.features(image)
+        assert torch.allclose(F.max_pool2d(features.conv5_3, 2), pool5, atol=1e-5)
+        expected = F.relu(vgg.classifier[3](F.relu(vgg.classifier[0](pool5.flatten(1)))))
+        fc6 = F.relu(F.conv2d(pool5, model.decoder.fc6.weight, model.decoder.fc6.bias))
+        assert torch.allclose(F.relu(model.decoder.fc7(fc6)).flatten(1), expected, atol=1e-5)
+
+
+def test_what_vgg16_does_not_have_depends_on_the_seed(checkpoint):
+    path = checkpoint(slim_vgg16().state_dict())
+    a, b = (initial_model("imagenet", path, SLIM, ("cat",), seed=seed) for seed in (0, 1))
+    assert torch.equal(a.trunk.conv4_2.weight, b.trunk.conv4_2.weight)
+    assert not torch.equal(a.classifier.fc1.weight, b.classifier.fc1.weight)
+    assert not a.decoder.score_fr.weight.any()
+
+
+def test_vgg16_of_another_width_is_refused(checkpoint, refused):
+    path = checkpoint(slim_vgg16().state_dict())
+    message = refused(initial_model, "imagenet", path, {**SLIM, "width": 0.125}, ("cat",), seed=0)
+    assert "trunk.conv1_1.weight has shape (4, 3, 3, 3), expected (8, 3, 3, 3)" in message
+
+
+# ---- our own ---------------------------------------------------------------------------------------------------------
+
+
+def test_own_weights_of_another_network_or_other_classes_are_refused(tmp_path, refused):
+    path = tmp_path / "own.safetensors"
+    save_weights(path, initial_model("random", None, SLIM, ("cat", "dog"), seed=0), ("cat", "dog"))
+    message = refused(initial_model, "safetensors", path, {**SLIM, "padding": 1}, ("cat", "dog"), seed=0)
+    assert "model.padding is 1" in message
+    assert "a network with 100" in message
+    assert "its classes are cat, dog" in refused(initial_model, "safetensors", path, SLIM, ("cat", "fox"), seed=0)

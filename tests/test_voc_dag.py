@@ -1,0 +1,182 @@
+"""From an archive in VOC2012's layout and a checkpoint with pytorch-fcn's keys, both served on loopback, to a model."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from checkouts import checkout, dvc, gain, one_line, set_params, stage
+from small_archives import pytorch_fcn_state, voc2012_ids, write_voc2012
+
+from pipeline.data import voc
+from pipeline.data.manifest import read_manifest
+from pipeline.data.sources import VOC_CLASSES
+from pipeline.model.weights import load_weights
+
+SMALL = {
+    ".runtime.precision": "32-true",
+    ".resources.num_workers": 0,
+    ".model.width": 0.0625,
+    ".model.fc_channels": 12,
+    ".model.head_channels": 8,
+    ".classify.num_epochs": 1,
+    ".classify.batch_size": 8,
+    ".classify.crop_size": 48,
+    ".classify.num_panel_images": 2,
+    ".finetune.training.num_epochs": 1,
+    ".finetune.training.crop_size": 48,
+    ".finetune.training.num_panel_images": 2,
+    ".finetune.attention.pixel_labels": {"count": 8},
+    ".evaluate.num_replicates": 100,
+    ".evaluate.num_panels": 2,
+    ".evaluate.num_deletion_images": 2,
+    ".evaluate.deletion_steps": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory) -> Iterator[SimpleNamespace]:
+    """A server with the two files, what params.yaml must say of them, and the paths asked of it."""
+    folder = tmp_path_factory.mktemp("served")
+    archive = write_voc2012(folder / "voc.tar", *voc2012_ids(24, 12))
+    torch.save(pytorch_fcn_state(), folder / "fcn8s_from_caffe.pth")
+    requests: list[str] = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            requests.append(self.path)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=folder))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_port}"
+
+    def remote(path: Path) -> dict[str, object]:
+        checksum = f"md5:{hashlib.md5(path.read_bytes()).hexdigest()}"
+        mirrors = [f"{url}/gone/{path.name}", f"{url}/{path.name}"]
+        return {"path": None, "mirrors": mirrors, "checksum": checksum}
+
+    weights = remote(folder / "fcn8s_from_caffe.pth")
+    yield SimpleNamespace(
+        requests=requests,
+        archive=archive,
+        changes={**SMALL, ".download.archive": remote(archive), ".pretrain.weights.file": weights},
+    )
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def repro(served, tmp_path_factory) -> Path:
+    """A checkout in which `dvc repro` has run on the profile voc2012, its networks slim."""
+    folder = checkout(tmp_path_factory.mktemp("voc") / "repo", "voc2012", **served.changes)
+    assert dvc(folder, "init", "--no-scm").returncode == 0
+    result = dvc(folder, "repro")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+def test_published_weights_are_what_pretraining_hands_on(repro):
+    model, names = load_weights(repro / "models/pretrain.safetensors")
+    assert names == VOC_CLASSES
+    assert model.architecture["input_space"] == "caffe_bgr"
+    state = pytorch_fcn_state()
+    assert torch.equal(model.trunk.conv3_1.weight, state["conv3_1.weight"])
+    assert torch.equal(model.decoder.upscore8.weight, state["upscore8.weight"])
+    summary = json.loads((repro / "reports/pretrain/summary.json").read_text())
+    assert 0 <= summary["val/mean_iou"] <= 1
+    # The trunk that classify froze is the imported one; finetune has moved it.
+    assert torch.equal(
+        load_weights(repro / "models/classify.safetensors")[0].trunk.conv3_1.weight, model.trunk.conv3_1.weight
+    )
+    tuned, _ = load_weights(repro / "models/finetune/gain_ext.safetensors")
+    assert tuned.architecture["input_space"] == "caffe_bgr"
+    assert not torch.equal(tuned.trunk.conv3_1.weight, model.trunk.conv3_1.weight)
+
+
+def test_every_model_is_scored_at_native_resolution(repro):
+    metrics = json.loads((repro / "reports/evaluate/metrics.json").read_text())
+    assert list(metrics) == ["pretrained", "control", "gain", "gain_ext"]
+    assert set(metrics["gain_ext"]) == {"segmentation", "classification", "attention"}  # VOC tears nothing apart
+    assert len({(row.height, row.width) for row in read_manifest(repro / "data/manifest.csv")}) > 10
+    report = (repro / "reports/evaluate/report.md").read_text()
+    assert "mean IoU" in report
+    assert "worst group" not in report
+    assert (repro / "reports/evaluate/pictures/gain_ext/attention_evolution.png").exists()
+
+
+def test_model_is_registered(repro):
+    challenger = json.loads((repro / "reports/register/challenger.json").read_text())
+    assert challenger["registered_model_name"] == "fcn8s-gain-voc2012"
+
+
+def test_second_repro_asks_no_server(repro, served):
+    asked = len(served.requests)
+    result = dvc(repro, "repro")
+    assert "Running stage" not in result.stdout + result.stderr
+    assert stage(repro, "download").returncode == 0
+    assert len(served.requests) == asked
+    assert (repro / "data/weights/pytorch_fcn8s.pth").exists()
+
+
+def test_archive_that_the_user_has_is_taken_from_there(served, tmp_path):
+    folder = checkout(tmp_path / "repo", "voc2012", **served.changes)
+    set_params(folder, {".download.archive.path": str(served.archive), ".download.archive.mirrors": []})
+    asked = len(served.requests)
+    result = stage(folder, "download")
+    assert result.returncode == 0, result.stderr
+    assert not any("voc.tar" in path for path in served.requests[asked:])
+    assert len(voc.read_split(folder / "data/voc", "train")) == 24
+
+
+def test_failed_download_is_one_line_and_leaves_nothing_half_written(served, tmp_path):
+    folder = checkout(tmp_path / "repo", "voc2012", **served.changes)
+    set_params(folder, {".download.archive.checksum": f"md5:{'0' * 32}"})
+    result = stage(folder, "download")
+    assert result.returncode == 1
+    assert "no mirror delivered it" in result.stderr.splitlines()[-1]
+    assert "HTTP 404" in result.stderr
+    assert "wrong checksum" in result.stderr
+    assert not (folder / "data").exists()
+    assert not [path for path in (folder / ".downloads").rglob("*") if path.is_file()]
+
+
+def test_images_of_many_sizes_need_a_crop(repro, tmp_path, served):
+    folder = checkout(tmp_path / "repo", "voc2012", **served.changes)
+    (folder / "data").symlink_to(repro / "data")
+    (folder / "models").symlink_to(repro / "models")
+    set_params(folder, {".classify.crop_size": None, ".classify.scale": [1.0, 1.0]})
+    one_line(stage(folder, "classify"), "training images have", "set crop_size")
+
+
+def test_doctor_names_what_is_missing_and_then_nothing(repro, served, tmp_path):
+    healthy = gain(repro, "doctor")
+    assert healthy.returncode == 0, healthy.stdout + healthy.stderr
+    assert "ok    data: 36 images of 20 classes" in healthy.stdout
+    assert "trained: classify, finetune/control" in healthy.stdout
+
+    folder = checkout(tmp_path / "repo", "voc2012", **served.changes)
+    fetchable = gain(folder, "doctor")
+    assert fetchable.returncode == 0, fetchable.stdout + fetchable.stderr
+    assert "voc.tar answers; `dvc repro download` fetches it" in fetchable.stdout
+
+    set_params(folder, {".download.archive.path": "/nowhere/voc.tar", ".runtime.device": "mps"})
+    sick = gain(folder, "doctor")
+    assert sick.returncode == 1
+    assert "fail  archive of VOC2012: /nowhere/voc.tar: missing" in sick.stdout
+    assert "fail  device: params.yaml: runtime.device: mps is not available" in sick.stdout
+    assert sick.stderr.strip() == "doctor: this profile cannot run here: device, archive of VOC2012"
+    assert "Traceback" not in sick.stdout + sick.stderr
+
+
+def test_doctor_warns_of_weights_that_have_seen_the_test_images(served, tmp_path):
+    folder = checkout(tmp_path / "repo", "voc2012", **served.changes)
+    set_params(folder, {".download.test_split": "val", ".download.num_val": 4})
+    assert "note  configuration: the published FCN8s weights saw SBD-train" in gain(folder, "doctor").stdout
