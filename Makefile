@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro study test bench docs format ui lock clean
+.PHONY: help repro study test doctor bench docs format ui lock clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -23,8 +23,12 @@ test: $(BIN)/.installed ## lint, types, import contract, tests
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile # one thread each: the two share the cores
 
-bench: $(BIN)/.installed ## time and memory of the pipeline in a fresh clone of the commit
+doctor: $(BIN)/.installed ## what the chosen profile lacks here, and the command that gets it
+	$(BIN)/gain doctor
+
+bench: $(BIN)/.installed ## time and memory of the pipeline in a fresh clone; speed of loading beside training
 	$(BIN)/python -m benchmarks.repro
+	$(BIN)/python -m benchmarks.loading
 
 docs: $(BIN)/.installed ## tables and pictures of README and docs/, from the last `make repro` and `make study`
 	$(BIN)/python -m docs.build

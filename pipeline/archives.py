@@ -1,6 +1,7 @@
 """Archives of strangers, unpacked so that they can do no harm: every name is checked before a byte is written."""
 
 import lzma
+import re
 import stat
 import tarfile
 import zipfile
@@ -47,8 +48,10 @@ def unpack(archive: Path, folder: Path, *, wanted: Callable[[str], bool] = bool)
     except FileNotFoundError:
         raise PipelineError(f"{archive}: missing; check the path in params.yaml") from None
     # A damaged stream of gzip, bzip2 or xz is an OSError without a number.
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
         raise _unreadable(archive, error) from error
+    except RuntimeError as error:  # a password, or a compression that Python lacks
+        raise PipelineError(f"{archive}: cannot be unpacked ({error}); pack it as plain zip or tar.gz") from error
     except OSError as error:
         if error.errno is not None:
             raise
@@ -101,7 +104,7 @@ def _checked(archive: Path, members: Iterable[_Member]) -> Iterator[_Member]:
             raise _refusal(archive, f"it has more than {MOST_MEMBERS} members")
         if total > LARGEST:
             raise _refusal(archive, f"it unpacks to more than {LARGEST / 1e9:.0f} GB")
-        if path.is_absolute() or ".." in path.parts or ":" in str(path) or "\0" in member.name:
+        if path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", member.name) or "\0" in member.name:
             raise _refusal(archive, f"{member.name!r} would land outside the folder")
         if member.kind in ("link", "device"):
             raise _refusal(archive, f"{member.name!r} is a {member.kind}")
@@ -128,7 +131,8 @@ def _tar_members(tar: tarfile.TarFile) -> Iterator[_Member]:
 def _zip_members(file: zipfile.ZipFile) -> Iterator[_Member]:
     for info in file.infolist():
         form = stat.S_IFMT(info.external_attr >> 16)  # 0 where the archive was not made on Unix
-        kind: Literal["file", "folder", "link", "device"] = "folder" if info.is_dir() else "file"
+        name = info.filename.replace("\\", "/")  # old Windows tools write backslashes
+        kind: Literal["file", "folder", "link", "device"] = "folder" if name.endswith("/") else "file"
         if form not in (0, stat.S_IFREG, stat.S_IFDIR):
             kind = "link" if form == stat.S_IFLNK else "device"
-        yield _Member(info.filename, info.file_size, kind, info)
+        yield _Member(name, info.file_size, kind, info)

@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 Row = Mapping[str, float]  # one epoch: "epoch" and values by name
 Points = Sequence[tuple[float, float]]  # (epoch, value)
 
+# What tells variants apart, where they are compared.
+COMPARED = (
+    "loss/segmentation",
+    "loss/classification",
+    "loss/attention_mining",
+    "loss/external_supervision",
+    "val/mean_iou",
+    "val/attention_iou",
+)
 DPI = 150
 WIDTH = 9.5  # inches
 # Okabe and Ito's colours, told apart by colour-blind readers; their yellow, too faint on white, is an olive here.
@@ -94,7 +103,7 @@ def training_curves(rows: Sequence[Row], title: str) -> Image.Image:
         return _image(figure)
 
 
-def compared_curves(series: Mapping[str, Sequence[Row]], keys: Sequence[str]) -> Image.Image:
+def compared_curves(series: Mapping[str, Sequence[Row]], keys: Sequence[str] = COMPARED) -> Image.Image:
     """One axis per key, one line per model; a key that no model has is left out.
 
     Args:

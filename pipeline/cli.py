@@ -44,6 +44,8 @@ def diagnose(
     """Say whether the profile can run here, what is missing and how to get it; exit code 1 if it cannot."""
     from pipeline.doctor import examine
 
+    if not folder.is_dir():
+        sys.exit(f"doctor: error: {folder}: no such folder")
     try:
         findings = []
         for finding in examine(load_params(profile=profile), folder):

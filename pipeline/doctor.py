@@ -11,7 +11,9 @@ from urllib.parse import urlsplit
 
 from pipeline.config import EmbeddedData, FolderData, Params, Profile, RemoteFile, Voc2012Data
 from pipeline.data import voc
-from pipeline.data.sources import SBD_ARCHIVE, VOC2012_ARCHIVE
+from pipeline.data.manifest import read_manifest
+from pipeline.data.sources import SBD_ARCHIVE, VOC2012_ARCHIVE, VOC_CLASSES
+from pipeline.data.synthetic import CLASS_NAMES
 from pipeline.devices import choose_device
 from pipeline.errors import PipelineError
 from pipeline.fetch import CACHE, cached_path, check_file
@@ -21,6 +23,8 @@ ANSWER_SECONDS = 5.0  # within which a server must answer
 GIGABYTE = 1e9
 BYTES_PER_WEIGHT = 16  # weight, gradient and the two moments of Adam, in float32
 COPIES_PER_ACTIVATION = 2  # of a layer's output and its ReLU
+LAYERS_ALIVE = 4  # without gradients: a layer's input, output, ReLU and scratch
+LARGEST_SIDE = 500  # pixels, of an image of VOC
 BYTES_PER_PIXEL = 3.0  # of an image and its mask on disk; the embedded set, palette PNG and JPEG at quality 95
 
 
@@ -44,7 +48,7 @@ def examine(params: Params, folder: Path) -> Iterator[Finding]:
     yield _data(profile, folder)
     yield from _sources(profile, folder)
     yield _weights(folder)
-    yield _memory(profile)
+    yield _memory(profile, folder)
     yield _disk(profile, folder)
     yield _tracking()
     yield _remote()
@@ -69,6 +73,9 @@ def _data(profile: Profile, folder: Path) -> Finding:
         names = voc.read_class_names(root)
     except PipelineError as error:
         return Finding("fail", "data", str(error))
+    expected = {"embedded": CLASS_NAMES, "voc2012": VOC_CLASSES}.get(source, names)
+    if names != expected:
+        return Finding("note", "data", f"{root} holds another data set; `dvc repro download` replaces it ({source})")
     files = [path for i in ids for path in (voc.image_path(root, i), voc.mask_path(root, i))]
     missing = [path for path in files if not path.exists()]
     if missing:
@@ -80,22 +87,30 @@ def _data(profile: Profile, folder: Path) -> Finding:
 
 
 def _sources(profile: Profile, folder: Path) -> Iterator[Finding]:
-    """The files that download reads, unless its outputs are there."""
+    """The files that download reads, unless the profile's data set is there."""
     options = profile.download
     files: dict[str, tuple[str, RemoteFile]] = {}
-    if isinstance(options, Voc2012Data) and not (folder / "data" / "voc").exists():
+    if isinstance(options, Voc2012Data) and _data(profile, folder).verdict != "ok":
         files["archive of VOC2012"] = VOC2012_ARCHIVE, options.archive
         if options.train_split == "trainaug" and options.sbd is not None:
             files["archive of SBD"] = SBD_ARCHIVE, options.sbd
     if isinstance(options, FolderData):
-        path = Path(options.path).expanduser()
-        found = "is there" if path.exists() else "is missing; correct download.path in params.yaml"
-        yield Finding("ok" if path.exists() else "fail", "your data", f"{path} {found}")
+        yield _own_folder(Path(options.path).expanduser(), folder / "data" / "voc" / "classes.txt")
     weights = profile.pretrain.weights.file
     if weights is not None and not any((folder / "data" / "weights").glob("*")):
         files["initial weights"] = profile.pretrain.weights.file_name, weights
     for subject, (name, file) in files.items():
         yield _source(subject, name, file)
+
+
+def _own_folder(path: Path, copy: Path) -> Finding:
+    if not path.exists():
+        return Finding("fail", "your data", f"{path} is missing; correct download.path in params.yaml")
+    newest = max((p.stat().st_mtime for p in (path, *path.rglob("*"))), default=0.0)
+    if copy.exists() and newest > copy.stat().st_mtime:
+        text = f"{path} has changed since it was copied; `dvc repro --force download` copies it again"
+        return Finding("note", "your data", text)
+    return Finding("ok", "your data", f"{path} is there")
 
 
 def _source(subject: str, name: str, file: RemoteFile) -> Finding:
@@ -105,11 +120,11 @@ def _source(subject: str, name: str, file: RemoteFile) -> Finding:
             return Finding("fail", subject, f"{path}: missing; correct the path in params.yaml, or null to fetch it")
         if file.checksum is None:
             return Finding("ok", subject, f"{path}, unchecked")
-        return _checked(subject, path, file.checksum)
+        return _checked(subject, path, file.checksum, "correct the path in params.yaml, or set the checksum to null")
     assert file.checksum is not None  # the configuration sees to it
     path = cached_path(CACHE, name, file.checksum)
     if path.exists():
-        return _checked(subject, path, file.checksum)
+        return _checked(subject, path, file.checksum, "delete it, and `dvc repro download` fetches it again")
     reasons = []
     for url in file.mirrors:
         if (problem := _problem_with(url)) is None:
@@ -118,9 +133,9 @@ def _source(subject: str, name: str, file: RemoteFile) -> Finding:
     return Finding("fail", subject, f"no mirror answers ({'; '.join(reasons)}); download it by hand to {path}")
 
 
-def _checked(subject: str, path: Path, checksum: str) -> Finding:
+def _checked(subject: str, path: Path, checksum: str, remedy: str) -> Finding:
     try:
-        check_file(path, checksum, "delete it, and `dvc repro download` fetches it again")
+        check_file(path, checksum, remedy)
     except PipelineError as error:
         return Finding("fail", subject, str(error))
     return Finding("ok", subject, f"{path}, intact")
@@ -136,8 +151,8 @@ def _weights(folder: Path) -> Finding:
     return Finding("ok", "weights", f"trained: {', '.join(found)}")
 
 
-def _memory(profile: Profile) -> Finding:
-    needed = training_bytes(profile)
+def _memory(profile: Profile, folder: Path) -> Finding:
+    needed = max(training_bytes(profile), evaluation_bytes(profile, _largest_image(profile, folder)))
     device = choose_device(profile.runtime.device, "32-true") if _device(profile).verdict == "ok" else None
     if device is not None and device.accelerator == "cuda":
         import torch
@@ -147,9 +162,12 @@ def _memory(profile: Profile) -> Finding:
         import psutil
 
         available, where = psutil.virtual_memory().available, "of memory"
-    text = f"finetune needs about {needed / GIGABYTE:.1f} GB, {available / GIGABYTE:.1f} GB {where} are free"
+    need, free = f"{needed / GIGABYTE:.1f} GB", f"{available / GIGABYTE:.1f} GB {where}"
+    text = f"a step of finetune or evaluate needs up to about {need}, {free} are free"
     if needed > available:
-        return Finding("fail", "memory", f"{text}; lower batch_size or crop_size of finetune.training")
+        return Finding(
+            "fail", "memory", f"{text}; lower batch_size or crop_size of finetune.training, or evaluate.batch_size"
+        )
     return Finding("ok", "memory", text)
 
 
@@ -157,27 +175,45 @@ def training_bytes(profile: Profile) -> int:
     """Estimate of what a fine-tuning step holds, in bytes: weights with Adam's state, and activations in float32 of the
     images and of one masked image each. Nothing is computed: the network runs on tensors without content.
     """
+    training, download = profile.finetune.training, profile.download
+    side = training.crop_size or (download.image_size if isinstance(download, EmbeddedData) else LARGEST_SIDE)
+    weights, outputs = _network(profile, (side, side))
+    return weights * BYTES_PER_WEIGHT + 2 * training.batch_size * sum(outputs) * 4 * COPIES_PER_ACTIVATION
+
+
+def evaluation_bytes(profile: Profile, size: tuple[int, int]) -> int:
+    """Estimate of what the evaluation of a batch of images of `size` (H, W) holds: weights and the largest layers."""
+    weights, outputs = _network(profile, size)
+    return 4 * (weights + profile.evaluate.batch_size * LAYERS_ALIVE * max(outputs))
+
+
+def _network(profile: Profile, size: tuple[int, int]) -> tuple[int, list[int]]:
+    """Number of weights, and of elements in each layer's output for one image of `size` (H, W)."""
     import torch
 
     from pipeline.model.fcn8s import FCN8s
 
-    training = profile.finetune.training
-    download = profile.download
-    side = training.crop_size or (download.image_size if isinstance(download, EmbeddedData) else 500)
-    elements = 0
+    outputs: list[int] = []
 
     def count(_module: object, _inputs: object, output: object) -> None:
-        nonlocal elements
-        elements += output.numel() if isinstance(output, torch.Tensor) else 0
+        outputs.append(output.numel() if isinstance(output, torch.Tensor) else 0)
 
     with torch.device("meta"):
         model = FCN8s(20, **profile.model.model_dump())
         for module in model.modules():
             if not list(module.children()):
                 module.register_forward_hook(count)
-        model.segment(model.features(torch.zeros(1, 3, side, side)), (side, side))
-    weights = sum(parameter.numel() for parameter in model.parameters())
-    return weights * BYTES_PER_WEIGHT + 2 * training.batch_size * elements * 4 * COPIES_PER_ACTIVATION
+        model.segment(model.features(torch.zeros(1, 3, *size)), size)
+    return sum(parameter.numel() for parameter in model.parameters()), outputs
+
+
+def _largest_image(profile: Profile, folder: Path) -> tuple[int, int]:
+    manifest = folder / "data" / "manifest.csv"
+    if manifest.exists():
+        row = max(read_manifest(manifest), key=lambda row: row.height * row.width)
+        return row.height, row.width
+    side = profile.download.image_size if isinstance(profile.download, EmbeddedData) else LARGEST_SIDE
+    return side, side
 
 
 def _disk(profile: Profile, folder: Path) -> Finding:
@@ -188,21 +224,12 @@ def _disk(profile: Profile, folder: Path) -> Finding:
     else:
         data = 2 * 4.5 * GIGABYTE if isinstance(options, Voc2012Data) else 0.0  # archive, files, and DVC's copy
     # A model per variant and stage, each also in DVC's cache, and one checkpoint with Adam's moments.
-    needed = data + (2 * (2 + len(profile.finetune.variants)) + 3) * _weight_bytes(profile)
+    needed = data + (2 * (2 + len(profile.finetune.variants)) + 3) * 4 * _network(profile, (32, 32))[0]
     free = shutil.disk_usage(folder.absolute()).free
     text = f"a run needs about {needed / GIGABYTE:.1f} GB, {free / GIGABYTE:.1f} GB are free"
     if needed > free:
         return Finding("fail", "disk", f"{text}; free some space, or `dvc gc --workspace` clears old results")
     return Finding("ok", "disk", text)
-
-
-def _weight_bytes(profile: Profile) -> int:
-    import torch
-
-    from pipeline.model.fcn8s import FCN8s
-
-    with torch.device("meta"):
-        return 4 * sum(parameter.numel() for parameter in FCN8s(20, **profile.model.model_dump()).parameters())
 
 
 def _tracking() -> Finding:

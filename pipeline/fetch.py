@@ -15,9 +15,9 @@ from pipeline.errors import PipelineError
 CACHE = Path(".downloads")  # what was fetched, so that it need not be again when a stage runs anew
 TRIES = 2  # per mirror
 CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0  # of silence before a mirror counts as dead
-SLOWEST = 4096.0  # bytes per second, on average over PATIENCE_SECONDS; a mirror that drips is left for the next
-PATIENCE_SECONDS = 60.0
-CHUNK = 1 << 16  # bytes
+SLOWEST = 20_000.0  # bytes per second on average; a mirror that drips is left for the next
+PATIENCE_SECONDS = 60.0  # before the average counts
+CHUNK = 4096  # bytes; a mirror is judged once a chunk
 MARGIN = 1.05  # free disk space asked for, times what is needed
 
 

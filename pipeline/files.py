@@ -61,6 +61,12 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+def read_numbers(path: Path) -> list[dict[str, float]]:
+    """Rows of a CSV file of numbers, such as curves.csv; empty cells are left out."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
 def digest_file(path: Path) -> str:
     """SHA-256 of a file's bytes; a set of weights is known by it to runs, model versions and reports."""
     with path.open("rb") as file:

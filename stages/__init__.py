@@ -71,11 +71,20 @@ def run_stage(name: str, stage: Callable[..., None], *, argument: str = "") -> N
         params: Params = load_params(profile=options["profile"], seed=options["seed"])
         stage(params, Workspace(options["folder"]), *([options[argument]] if argument else []))
     except PipelineError as error:
-        sys.exit(f"{name}: error: {error}")
+        # From a loader's worker process it comes with that process's traceback before it.
+        message = str(error).strip().splitlines()[-1].removeprefix("pipeline.errors.PipelineError: ")
+        sys.exit(f"{name}: error: {message}")
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            sys.exit(f"{name}: error: {error.filename or 'output'}: the disk is full; free some space and rerun")
+        if error.filename is None:
             raise
-        sys.exit(f"{name}: error: {error.filename or 'output'}: the disk is full; free some space and rerun")
+        sys.exit(f"{name}: error: {error.filename}: {error.strerror}; correct it and rerun")
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        sys.exit(f"{name}: error: {reason}; lower this stage's batch_size or crop_size, or evaluate.batch_size")
     except KeyboardInterrupt:
         sys.exit(f"{name}: interrupted; run `dvc repro` again to resume")
 

@@ -1,6 +1,5 @@
 """The models side by side: scores, tables and pictures, and their way into the models' MLflow runs."""
 
-import csv
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from pipeline.data.manifest import data_digest, read_manifest
 from pipeline.data.voc import list_splits, read_class_names
 from pipeline.devices import choose_device, make_deterministic
 from pipeline.evaluation import ModelScores, estimates, results_table, score_model
-from pipeline.files import atomic_file, digest_file, write_csv, write_json, write_text
+from pipeline.files import atomic_file, digest_file, read_numbers, write_csv, write_json, write_text
 from pipeline.metrics import interval
 from pipeline.model.fcn8s import FCN8s
 from pipeline.model.weights import load_weights
@@ -28,14 +27,6 @@ from pipeline.tracking import Tracker, Tracking
 from stages import Workspace
 
 TRAINING_SPLITS = ("train", "val")
-COMPARED_CURVES = (
-    "loss/segmentation",
-    "loss/classification",
-    "loss/attention_mining",
-    "loss/external_supervision",
-    "val/mean_iou",
-    "val/attention_iou",
-)
 
 
 def score(tracking: Tracking, params: Params, space: Workspace) -> None:
@@ -82,10 +73,11 @@ def score(tracking: Tracking, params: Params, space: Workspace) -> None:
     pictures |= _shared_pictures(space, scores)
     _save(folder / "pictures", pictures)
     digest = data_digest(row for dataset in sets.values() for row in dataset.rows)
+    val_set = _data_sets(space, ["val"], False)["val"]
     for name, path in weights.items():
         pair = {key: models[key] for key in dict.fromkeys(("pretrained", name))}
         of_model = {"panels": comparison_panel(pair, samples, class_names, options.panel_scale)}
-        of_model |= _model_pictures(space, name, scores[name], class_names)
+        of_model |= _model_pictures(space, name, scores[name], class_names, val_set)
         _save(folder / "pictures" / name, of_model)
         sha256 = digest_file(path)
         run_name = f"{name}-seed{params.seed}"
@@ -160,27 +152,33 @@ def _shared_pictures(space: Workspace, scores: Mapping[str, ModelScores]) -> dic
     curves = {name: _curves(space, name) for name in scores if name != "pretrained"}
     return {
         "class_iou": class_bars(bars, "Segmentation IoU by class"),
-        "compared_curves": compared_curves(curves, COMPARED_CURVES),
+        "compared_curves": compared_curves(curves),
     }
 
 
 def _model_pictures(
-    space: Workspace, name: str, scores: ModelScores, class_names: tuple[str, ...]
+    space: Workspace,
+    name: str,
+    scores: ModelScores,
+    class_names: tuple[str, ...],
+    val_set: SegmentationDataset,
 ) -> dict[str, Image.Image]:
     names = ("background", *class_names)
     return {
         "loss_curves": training_curves(_curves(space, name), name),
         "confusion": confusion_chart(scores.confusion.numpy(), names, f"{name}: pixels of the test split"),
-        **_evolution(space, name, class_names),
+        **_evolution(space, name, class_names, val_set),
     }
 
 
-def _evolution(space: Workspace, name: str, class_names: tuple[str, ...]) -> dict[str, Image.Image]:
+def _evolution(
+    space: Workspace, name: str, class_names: tuple[str, ...], val_set: SegmentationDataset
+) -> dict[str, Image.Image]:
     path = _training_report(space, name) / "attention.safetensors"
     if not path.exists():  # num_panel_images is 0
         return {}
     snapshots = load_file(path)["attention"]
-    samples = panel_samples(_data_sets(space, ["val"], False)["val"], class_names, snapshots.shape[1])
+    samples = panel_samples(val_set, class_names, snapshots.shape[1])
     return {"attention_evolution": evolution_panel(samples, snapshots, class_names)}
 
 
@@ -189,8 +187,7 @@ def _training_report(space: Workspace, name: str) -> Path:
 
 
 def _curves(space: Workspace, name: str) -> list[dict[str, float]]:
-    with (_training_report(space, name) / "curves.csv").open(newline="", encoding="utf-8") as file:
-        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+    return read_numbers(_training_report(space, name) / "curves.csv")
 
 
 def _save(folder: Path, pictures: Mapping[str, Image.Image]) -> None:

@@ -1,6 +1,5 @@
 """The study in one table: every variant over the seeds, against the control."""
 
-import csv
 import json
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from safetensors.torch import load_file
 from pipeline.charts import compared_curves, interval_chart, label_count_curve
 from pipeline.config import Params
 from pipeline.errors import PipelineError
-from pipeline.files import atomic_file, write_csv, write_text
+from pipeline.files import atomic_file, read_numbers, write_csv, write_text
 from pipeline.study import HEADLINES, Seeds, label_counts, study_rows, study_table
 from stages import Workspace, run_stage
 
@@ -37,13 +36,12 @@ def summarise(params: Params, space: Workspace) -> None:
     points = label_counts(seeds, {name: f for name, f in fractions.items() if f}, FIGURE_SCORES)
     control = {score: values["control"][0] for score, values in means.items()}
     first = space.folder / f"seed{min(seeds)}" / "reports" / "finetune"
-    curves = {name: _curves(first / name / "curves.csv") for name in params.profile.finetune.variants}
+    curves = {name: read_numbers(first / name / "curves.csv") for name in params.profile.finetune.variants}
     pictures = {
         "scores": interval_chart(means, reference="control"),
         "label_count": label_count_curve(points, control),
-        "curves": compared_curves(curves, ("loss/segmentation", "loss/classification", "loss/attention_mining",
-                                           "loss/external_supervision", "val/mean_iou", "val/attention_iou")),
-    }  # fmt: skip
+        "curves": compared_curves(curves),
+    }
     for name, picture in pictures.items():
         with atomic_file(folder / f"{name}.png") as partial:
             picture.save(partial, "PNG", optimize=True)
@@ -67,11 +65,6 @@ def _per_seed(seeds: Seeds) -> list[dict[str, object]]:
         for seed, models in seeds.items()
         for name, replicates in models.items()
     ]
-
-
-def _curves(path: Path) -> list[dict[str, float]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
 
 
 if __name__ == "__main__":

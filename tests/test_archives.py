@@ -59,6 +59,26 @@ def test_only_what_is_wanted_is_written(tmp_path):
     assert list(unpacked(tmp_path / "out")) == ["set/deep/b.txt"]
 
 
+def test_backslashes_of_old_windows_tools_part_folders(tmp_path):
+    unpack(zipped(tmp_path / "a.zip", {"set\\deep\\b.txt": b"x", "set\\empty\\": b""}), tmp_path / "out")
+    assert unpacked(tmp_path / "out") == {"set/deep/b.txt": b"x"}
+
+
+def test_colon_in_a_name_is_no_drive(tmp_path):
+    unpack(tar(tmp_path / "a.tar", {"IMG 12:30.txt": b"x"}), tmp_path / "out")
+    assert unpacked(tmp_path / "out") == {"IMG 12:30.txt": b"x"}
+
+
+def test_zip_with_a_password_is_refused(tmp_path, refused):
+    path = zipped(tmp_path / "a.zip", FILES)
+    content = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        place = content.index(signature) + offset
+        content[place] |= 1  # the flag that says encrypted
+    path.write_bytes(content)
+    assert "cannot be unpacked" in refused(unpack, path, tmp_path / "out")
+
+
 @pytest.mark.parametrize("name", ["../evil", "set/../../evil", "/evil", "C:/evil", "..\\evil", "\\evil"])
 @pytest.mark.parametrize("kind", ["tar", "zip"])
 def test_name_outside_the_folder_refuses_the_whole_archive(tmp_path, refused, kind, name):

@@ -187,7 +187,7 @@ def test_damaged_image_is_one_line_and_leaves_no_manifest(copy):
 
 def test_missing_split_is_one_line(copy):
     (copy / "data/voc/ImageSets/Segmentation/val.txt").unlink()
-    one_line(stage(copy, "prepare"), "val.txt: missing", "dvc repro download")
+    one_line(stage(copy, "prepare"), "val.txt: missing", "dvc repro --force download")
 
 
 def test_diverging_training_is_one_line_and_writes_no_weights(copy):

@@ -1,5 +1,6 @@
 """What the doctor says of servers, remotes, memory and disk; the whole report is in test_voc_dag.py."""
 
+import os
 import shutil
 import socket
 import subprocess
@@ -137,3 +138,31 @@ def test_incomplete_data_names_the_first_file_and_how_many(diagnose, tmp_path):
     found = diagnose("data")
     assert found.verdict == "fail"
     assert "and 2 more missing; run `dvc repro --force download`" in found.text
+
+
+def test_other_data_set_than_the_profiles_is_not_taken_for_it(diagnose, tmp_path):
+    root = tmp_path / "data" / "voc"
+    (root / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (root / "classes.txt").write_text("cat\n")
+    for split in ("train", "val", "test"):
+        (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(f"{split}\n")
+    assert "holds another data set" in diagnose("data").text
+
+
+def test_changed_folder_of_ones_own_is_told_apart_from_its_copy(voc_copy):
+    source, copy = voc_copy
+    assert pipeline.doctor._own_folder(source, copy).text.endswith("is there")
+    os.utime(source / "JPEGImages" / "a.jpg", (time.time() + 60,) * 2)
+    assert "has changed since it was copied" in pipeline.doctor._own_folder(source, copy).text
+    assert pipeline.doctor._own_folder(source / "none", copy).verdict == "fail"
+
+
+@pytest.fixture
+def voc_copy(tmp_path) -> tuple[Path, Path]:
+    """A folder with an image, and the classes.txt of its copy, written later."""
+    (tmp_path / "mine" / "JPEGImages").mkdir(parents=True)
+    (tmp_path / "mine" / "JPEGImages" / "a.jpg").write_bytes(b"x")
+    copy = tmp_path / "classes.txt"
+    copy.write_text("cat\n")
+    os.utime(copy, (time.time() + 5,) * 2)
+    return tmp_path / "mine", copy

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files import atomic_file, atomic_folder, digest_file, write_csv, write_json, write_text
+from pipeline.files import atomic_file, atomic_folder, digest_file, read_numbers, write_csv, write_json, write_text
 
 DEV_FULL = Path("/dev/full")  # every write to it fails for want of space
 needs_dev_full = pytest.mark.skipif(not DEV_FULL.exists(), reason="needs /dev/full")
@@ -162,3 +162,8 @@ def test_digest_is_sha256_of_the_bytes(tmp_path):
     assert digest_file(tmp_path / "a.bin").startswith("ba7816bf8f01cfea")
     (tmp_path / "a.bin").write_bytes(b"abd")
     assert digest_file(tmp_path / "a.bin") != hashlib.sha256(b"abc").hexdigest()
+
+
+def test_numbers_are_read_back_and_empty_cells_left_out(tmp_path):
+    write_csv(tmp_path / "a.csv", [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "score": 1e-9}])
+    assert read_numbers(tmp_path / "a.csv") == [{"epoch": 1.0, "loss": 0.5}, {"epoch": 2.0, "score": 1e-9}]

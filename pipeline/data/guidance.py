@@ -31,6 +31,9 @@ class Guidance:
             classes claim a pixel it is void.
         num_labelled: images of a pixel_label_rank below this are labelled.
         seed: decides which image lends its mask to which.
+
+    Raises:
+        PipelineError: the source is boxes and a labelled image has no readable annotation.
     """
 
     def __init__(
@@ -48,13 +51,16 @@ class Guidance:
         self.class_names = class_names
         self.image_ids = [row.image_id for row in rows]
         self.labelled = {index for index, row in enumerate(rows) if 0 <= row.pixel_label_rank < num_labelled}
+        if source == "boxes":
+            for index in self.labelled:  # now, not when a worker comes to the one that is missing
+                voc.read_boxes(root, self.image_ids[index])
         self._partners = _partners({index: rows[index].classes for index in self.labelled}, class_names, seed)
 
     def __call__(self, index: int, target: Tensor) -> Tensor:
         """The guidance of image `index` (H, W) uint8, `target` being its mask (H, W) uint8.
 
         Raises:
-            PipelineError: the source is boxes and the image has no annotation, or the partner's mask is gone.
+            PipelineError: an annotation or the partner's mask is gone.
         """
         if index not in self.labelled:
             return torch.full_like(target, voc.IGNORE_INDEX)

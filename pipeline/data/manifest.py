@@ -229,5 +229,5 @@ def _decode(path: Path, mode: str | None, role: str) -> np.ndarray:
             return np.array(file if mode is None else file.convert(mode), dtype=np.uint8)
     except FileNotFoundError:
         raise PipelineError(f"{path}: {role} missing; a split lists it; restore the file or remove the id") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PipelineError(f"{path}: {role} cannot be decoded ({error}); restore the file or remove its id") from error

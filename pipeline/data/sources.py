@@ -29,6 +29,7 @@ VOC_CLASSES = (
 )  # fmt: skip
 VOC2012_ARCHIVE, SBD_ARCHIVE = "VOCtrainval_11-May-2012.tar", "benchmark.tgz"
 VOC2012_FOLDER = "VOCdevkit/VOC2012"
+ORIENTATION_TAG, UPRIGHT = 0x0112, 1  # of EXIF
 SBD_FOLDER = "benchmark_RELEASE/dataset"
 
 
@@ -104,8 +105,7 @@ def place_folder(
     splits = {split: voc.read_split(source, split) for split in voc.list_splits(source)}
     _make_folders(root)
     for image_id in (image_id for ids in splits.values() for image_id in ids):
-        image = voc.image_path(source, image_id)
-        _copy(image, voc.image_path(root, image_id).with_suffix(image.suffix))
+        _copy_image(_find_image(source, image_id), root, image_id)
         _copy_mask(voc.mask_path(source, image_id), voc.mask_path(root, image_id), ignore_index)
         if (annotation := voc.annotation_path(source, image_id)).exists():
             shutil.copyfile(annotation, voc.annotation_path(root, image_id))
@@ -173,7 +173,7 @@ def _convert_sbd_mask(archive: Path, folder: Path, source: Path, image_id: str) 
 
     try:
         mask = loadmat(folder / f"{image_id}.mat")["GTcls"][0, 0]["Segmentation"]
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+    except Exception as error:  # scipy has one for every kind of damage
         raise PipelineError(f"{archive}: no readable mask of {image_id} ({error}); fetch the archive again") from None
     _save_mask(np.asarray(mask, dtype=np.uint8), voc.mask_path(source, image_id))
 
@@ -214,6 +214,33 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
     except FileNotFoundError:
         raise PipelineError(f"{source}: missing; a split lists it; add the file or remove its id") from None
+
+
+def _find_image(source: Path, image_id: str) -> Path:
+    """The image of that name, whatever the case and the spelling of its ending."""
+    for suffix in (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG"):
+        if (path := source / "JPEGImages" / f"{image_id}{suffix}").exists():
+            return path
+    raise PipelineError(
+        f"{source / 'JPEGImages' / image_id}.jpg: missing, and no .jpeg or .png of that name; a split lists it; add "
+        "the file or remove its id"
+    )
+
+
+def _copy_image(path: Path, root: Path, image_id: str) -> None:
+    """Cameras turn a picture by a note in the file, which nobody here reads; its mask would lie across it."""
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(ORIENTATION_TAG, UPRIGHT) != UPRIGHT
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise PipelineError(f"{path}: image cannot be decoded ({error}); restore the file or remove its id") from error
+    if turned:
+        raise PipelineError(
+            f"{path}: stored lying down, with a note to turn it; turn it for good, e.g. `mogrify -auto-orient`, and "
+            "see that its mask still fits"
+        )
+    target = voc.image_path(root, image_id)
+    _copy(path, target.with_suffix(".png") if path.suffix.lower() == ".png" else target)
 
 
 def _copy_mask(source: Path, target: Path, ignore_index: int) -> None:

@@ -9,6 +9,7 @@ root/contexts.csv                           optional: the contexts seen in an im
 """
 
 import csv
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -88,10 +89,14 @@ def read_split(root: Path, split: str) -> tuple[str, ...]:
     """Image ids of `split`.
 
     Raises:
-        PipelineError: the list is missing, empty, or holds an id twice.
+        PipelineError: the list is missing, empty, or holds an id twice or one that is a path.
     """
     path = split_path(root, split)
     ids = _lines(path, f"the image ids of the split {split!r}, one a line")
+    # An id becomes part of file names: one with a separator would name files of somebody else.
+    bad = next((image_id for image_id in ids if re.search(r"[/\\\0]", image_id) or image_id in (".", "..")), None)
+    if bad is not None:
+        raise PipelineError(f"{path}: {bad!r} is no image id; an id is a file name without its folder and its ending")
     if len(set(ids)) != len(ids):
         duplicate = next(image_id for image_id in ids if ids.count(image_id) > 1)
         raise PipelineError(f"{path}: {duplicate} is listed twice; remove one")
@@ -176,9 +181,11 @@ def _add_numbers(parent: ElementTree.Element, tag: str, **numbers: int) -> None:
 
 def _lines(path: Path, content: str) -> tuple[str, ...]:
     try:
-        lines = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        lines = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     except FileNotFoundError:
-        raise PipelineError(f"{path}: missing; it holds {content}; run `dvc repro download` or add it") from None
+        raise PipelineError(
+            f"{path}: missing; it holds {content}; add it, or run `dvc repro --force download`"
+        ) from None
     except UnicodeDecodeError as error:
         raise PipelineError(f"{path}: not UTF-8 text ({error.reason}); it holds {content}; save it as UTF-8") from None
     if not lines:

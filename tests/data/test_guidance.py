@@ -196,3 +196,11 @@ def test_box_that_begins_before_the_image_is_painted_inside_it(voc_root, guide):
     voc.write_boxes(voc_root, "t1", [voc.Box("dog", -1, -1, 2, 1)], height=6, width=8)
     painted = guide("boxes", num_labelled=1)["t1"]
     assert painted.nonzero().tolist() == [[0, 0], [0, 1]]
+
+
+def test_missing_annotation_is_named_before_any_image_is_loaded(voc_root, refused):
+    rows = [row("t0", ("cat",), 0), row("t1", ("dog",), 1)]
+    voc.write_boxes(voc_root, "t0", [], height=6, width=8)
+    message = refused(Guidance, voc_root, rows, NAMES, source="boxes", num_labelled=2, seed=0)
+    assert "t1.xml: missing" in message
+    Guidance(voc_root, rows, NAMES, source="boxes", num_labelled=1, seed=0)

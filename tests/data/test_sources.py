@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from small_archives import encoded, voc2012_ids, write_sbd, write_voc2012
 
 from pipeline.data import voc
@@ -147,8 +148,6 @@ def test_folder_may_lie_one_level_deeper_as_in_an_archive(voc_root, tmp_path):
 
 def test_images_may_be_png(voc_root, tmp_path):
     pixels = np.arange(8 * 6 * 3, dtype=np.uint8).reshape(6, 8, 3)
-    from PIL import Image
-
     voc.image_path(voc_root, "t1").unlink()
     Image.fromarray(pixels).save(voc_root / "JPEGImages" / "t1.png")
     root = own(tmp_path)
@@ -180,3 +179,37 @@ def test_missing_parts_are_named(voc_root, tmp_path, refused):
     assert "t2.png: missing; a split lists it" in refused(place_folder, own(tmp_path, "b"), voc_root)
     voc.split_path(voc_root, "val").unlink()
     assert "val.txt: missing" in refused(place_folder, own(tmp_path, "c"), voc_root)
+
+
+@pytest.mark.parametrize("name", ["t1.JPG", "t1.jpeg", "t1.PNG"])
+def test_endings_of_images_may_be_spelt_in_any_way(voc_root, tmp_path, name):
+    image = Image.open(voc.image_path(voc_root, "t1"))
+    voc.image_path(voc_root, "t1").unlink()
+    image.save(voc_root / "JPEGImages" / name)
+    root = own(tmp_path)
+    place_folder(root, voc_root)
+    assert voc.image_path(root, "t1").suffix == (".png" if name.endswith("PNG") else ".jpg")
+    assert len(build_manifest(root, splits=voc.list_splits(root), seed=0)) == 6
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_image_that_a_note_turns_is_refused(voc_root, tmp_path, refused, orientation):
+    """Decoders here do not read the note, and at 3 (upside down) not even the sizes would tell."""
+    image = Image.open(voc.image_path(voc_root, "t1"))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(voc.image_path(voc_root, "t1"), exif=exif)
+    assert "with a note to turn it" in refused(place_folder, own(tmp_path), voc_root)
+
+
+def test_image_that_is_none_is_named(voc_root, tmp_path, refused):
+    voc.image_path(voc_root, "t1").write_bytes(b"none")
+    assert "t1.jpg: image cannot be decoded" in refused(place_folder, own(tmp_path), voc_root)
+    voc.image_path(voc_root, "t1").unlink()
+    assert "and no .jpeg or .png of that name" in refused(place_folder, own(tmp_path, "b"), voc_root)
+
+
+def test_split_cannot_name_files_outside(voc_root, tmp_path, refused):
+    (tmp_path / "evil.jpg").write_bytes(b"x")
+    voc.split_path(voc_root, "train").write_text("../../evil\n")
+    assert "is no image id" in refused(place_folder, own(tmp_path), voc_root)

@@ -65,6 +65,11 @@ def test_blank_lines_and_spaces_around_a_line_do_not_count(voc_root):
     assert voc.read_split(voc_root, "val") == ("v0",)
 
 
+def test_byte_order_mark_of_windows_is_no_part_of_a_name(voc_root):
+    (voc_root / "classes.txt").write_bytes(b"\xef\xbb\xbfcat\r\ndog\r\n")
+    assert voc.read_class_names(voc_root) == ("cat", "dog")
+
+
 def test_contexts_are_optional(voc_root):
     (voc_root / "contexts.csv").unlink()
     assert voc.read_contexts(voc_root) == {}
@@ -113,9 +118,17 @@ def test_as_many_classes_as_a_mask_can_hold_are_accepted(voc_root):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (None, "missing; it holds the image ids of the split 'train', one a line; run `dvc repro download` or add it"),
+        (
+            None,
+            "missing; it holds the image ids of the split 'train', one a line; add it, or run "
+            "`dvc repro --force download`",
+        ),
         ("", "empty; it holds the image ids of the split 'train', one a line"),
         ("t0\nt1\nt0\n", "t0 is listed twice; remove one"),
+        ("../t0\n", "'../t0' is no image id; an id is a file name without its folder and its ending"),
+        ("/etc/t0\n", "'/etc/t0' is no image id; an id is a file name without its folder and its ending"),
+        ("a\\t0\n", "'a\\\\t0' is no image id; an id is a file name without its folder and its ending"),
+        ("..\n", "'..' is no image id; an id is a file name without its folder and its ending"),
     ],
 )
 def test_bad_split_is_refused(voc_root, refused, content, problem):
