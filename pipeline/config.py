@@ -121,6 +121,7 @@ class Model(Section):
     width: Annotated[float, Field(gt=0.0, le=2.0)]
     fc_channels: PositiveInt
     head_channels: PositiveInt
+    head_bias: bool
     batch_norm: bool
     padding: Literal[1, 100]
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -230,6 +231,7 @@ class Attention(Section):
     guidance_resolution: Literal["grid", "image"]
     guidance_reduction: Literal["mean", "sum"]
     guidance_sharpness: PositiveFloat
+    guidance_distance: Literal["squared", "absolute"]
     pixel_labels: PixelLabels
     ramp_fraction: Fraction
 

@@ -31,7 +31,7 @@ def summarise(params: Params, space: Workspace) -> None:
     fractions = {
         name: params.profile.finetune.attention_of(name).pixel_labels.fraction
         for name, variant in params.profile.finetune.variants.items()
-        if variant.loss_weights.get("external_supervision") and not variant.attention.get("guidance")
+        if variant.loss_weights.get("external_supervision") and set(variant.attention) <= {"pixel_labels"}
     }
     points = label_counts(seeds, {name: f for name, f in fractions.items() if f}, FIGURE_SCORES)
     control = {score: values["control"][0] for score, values in means.items()}

@@ -86,6 +86,7 @@ def assemble(params: Params, space: Workspace, stage: str, variant: str = "") ->
         attention.guidance_resolution,
         attention.guidance_reduction,
         attention.guidance_sharpness,
+        attention.guidance_distance,
     )
     train_set, val_set = _data_sets(params, space, options, attention, criterion, rows, class_names)
     used = {

@@ -53,7 +53,12 @@ def attention_mining_loss(masked_logits: Tensor, alive: Tensor) -> Tensor:
 
 
 def external_supervision_loss(
-    attention: Tensor, mask: Tensor, weight: Tensor, selected: Tensor, reduction: Literal["mean", "sum"] = "mean"
+    attention: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    selected: Tensor,
+    reduction: Literal["mean", "sum"] = "mean",
+    distance: Literal["squared", "absolute"] = "squared",
 ) -> Tensor:
     """Eq. 7: L_e = (A^c - H^c)^2 over the cells of a map, then a mean over pairs.
 
@@ -63,11 +68,14 @@ def external_supervision_loss(
         weight: (N, h, w) in [0, 1], 0 where all is void.
         selected: (N,) bool: pairs with a live map whose image is supervised.
         reduction: over cells. The paper's sum ties the loss weight to the image size; the mean does not.
+        distance: the paper's `squared` lets faint attention all over the ground pass, each cell costing next to
+            nothing, though it is the sum over cells that classifies; `absolute`, |A^c - H^c|, counts all of it.
 
     Returns:
         () float32, at least 0, with the mean at most 1; 0 without a selected pair.
     """
-    per_pair = ((attention.float() - mask) ** 2 * weight).sum(dim=(1, 2))
+    difference = (attention.float() - mask).abs()
+    per_pair = ((difference**2 if distance == "squared" else difference) * weight).sum(dim=(1, 2))
     if reduction == "mean":
         per_pair = per_pair / weight.sum(dim=(1, 2)).clamp(min=1e-6)
     return _masked_mean(per_pair, selected)
@@ -106,6 +114,7 @@ class Criterion:
             the resolution of the `image`.
         guidance_reduction: see `external_supervision_loss`.
         guidance_sharpness: see `pixel_supervision`; without effect at the resolution of the image.
+        guidance_distance: see `external_supervision_loss`.
     """
 
     loss_weights: Mapping[str, float]
@@ -113,6 +122,7 @@ class Criterion:
     guidance_resolution: Literal["grid", "image"] = "grid"
     guidance_reduction: Literal["mean", "sum"] = "mean"
     guidance_sharpness: float = 1.0
+    guidance_distance: Literal["squared", "absolute"] = "squared"
 
     @property
     def needs(self) -> frozenset[str]:
@@ -153,7 +163,9 @@ class Criterion:
             mask, weight = pixel_supervision(guidance, pairs, self.grid, self.guidance_sharpness)
         # Without a pixel of its class, nobody has said where to look.
         selected = alive & (mask.amax(dim=(1, 2)) > 0)
-        return external_supervision_loss(attention, mask, weight, selected, self.guidance_reduction)
+        return external_supervision_loss(
+            attention, mask, weight, selected, self.guidance_reduction, self.guidance_distance
+        )
 
 
 def _cell_means(pixels: Tensor, stride: int) -> Tensor:

@@ -139,12 +139,18 @@ class Decoder(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Multi-label head: average pooling of pool5, then Linear - ReLU - Linear - ReLU - Linear."""
+    """Multi-label head: average pooling of pool5, then Linear - ReLU - Linear - ReLU - Linear.
 
-    def __init__(self, in_channels: int, hidden_channels: int, num_foreground_classes: int) -> None:
+    Args:
+        bias: of the two hidden layers. Without, a logit is the sum of its Grad-CAM (at pool5, before the ReLU of Eq. 2)
+            and a constant: nothing reaches it that the map does not show. With, what the biases add depends on which
+            hidden units are on, which the ground can decide unseen.
+    """
+
+    def __init__(self, in_channels: int, hidden_channels: int, num_foreground_classes: int, *, bias: bool) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(in_channels, hidden_channels)
-        self.fc2 = nn.Linear(hidden_channels, hidden_channels)
+        self.fc1 = nn.Linear(in_channels, hidden_channels, bias=bias)
+        self.fc2 = nn.Linear(hidden_channels, hidden_channels, bias=bias)
         self.score = nn.Linear(hidden_channels, num_foreground_classes)
 
     def forward(self, pooled: Tensor) -> Tensor:
@@ -161,6 +167,7 @@ class FCN8s(nn.Module):
         width: multiple of VGG16's channels.
         fc_channels: channels of fc6 and fc7 (4096 in the paper).
         head_channels: hidden units of the classifier.
+        head_bias: biases in its hidden layers, see `Classifier`.
         batch_norm: batch normalisation after each trunk convolution.
         padding: of conv1_1, 1 or 100 (Caffe). The two need different weights; it never changes after construction.
         dropout: probability after fc6 and fc7.
@@ -179,6 +186,7 @@ class FCN8s(nn.Module):
         width: float = 1.0,
         fc_channels: int = 4096,
         head_channels: int = 1024,
+        head_bias: bool = True,
         batch_norm: bool = False,
         padding: int = 1,
         dropout: float = 0.5,
@@ -191,6 +199,7 @@ class FCN8s(nn.Module):
             "width": width,
             "fc_channels": fc_channels,
             "head_channels": head_channels,
+            "head_bias": head_bias,
             "batch_norm": batch_norm,
             "padding": padding,
             "dropout": dropout,
@@ -210,7 +219,7 @@ class FCN8s(nn.Module):
             dropout=dropout,
             skip_scales=skip_scales,
         )
-        self.classifier = Classifier(self.trunk.out_channels, head_channels, num_foreground_classes)
+        self.classifier = Classifier(self.trunk.out_channels, head_channels, num_foreground_classes, bias=head_bias)
 
     def features(self, image: Tensor) -> Features:
         """(B, 3, H, W) normalised RGB to trunk features."""

@@ -105,6 +105,22 @@ def test_maps_equal_captum(tiny_model, size):
     assert relative_difference(ours, torch.stack(theirs, dim=1)) < 1e-5
 
 
+@pytest.mark.parametrize("head_bias", [True, False])
+def test_without_hidden_biases_the_map_accounts_for_the_whole_logit(tiny_model, head_bias):
+    """At pool5, before its ReLU, the map adds up to the logit less the bias of the score."""
+    model = tiny_model(attention_layer="pool5", head_channels=32, head_bias=head_bias).double()
+    for layer in (model.classifier.fc1, model.classifier.fc2):
+        if layer.bias is not None:
+            torch.nn.init.normal_(layer.bias)
+    conv5_3 = torch.rand(2, model.trunk.out_channels, 4, 6, dtype=torch.float64)
+    pooled = pool(conv5_3)
+    g = pooled.mean(dim=(2, 3))
+    weights = importance_weights(model.classifier, g, (2, 3))
+    evidence = torch.einsum("bck,bkhw->bc", weights, pooled)
+    missing = (model.classifier(g) - model.classifier.score.bias - evidence).abs().max()
+    assert (missing.item() < 1e-12) != head_bias
+
+
 def test_attention_map_of_hand_computed_convolution():
     features = F.conv2d(torch.arange(16.0).view(1, 1, 4, 4), torch.ones(1, 1, 3, 3))
     assert attention_map(torch.ones(1, 1, 1), features).tolist() == [[[[45, 54], [81, 90]]]]

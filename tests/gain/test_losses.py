@@ -75,6 +75,19 @@ def test_external_supervision_sums_over_the_cells_on_request():
     assert float(loss) == pytest.approx((1.0 + 0.25) / 2)
 
 
+def test_external_supervision_counts_faint_attention_on_request():
+    """Ten faint cells weigh as much as one strong cell by absolute, a tenth of it by squared difference."""
+    faint, strong = torch.full((1, 1, 10), 0.1), torch.tensor([[[1.0] + 9 * [0.0]]])
+    mask, weight, selected = torch.zeros(1, 1, 10), torch.ones(1, 1, 10), torch.tensor([True])
+
+    def loss(attention, distance):
+        return float(external_supervision_loss(attention, mask, weight, selected, distance=distance))
+
+    assert loss(faint, "absolute") == pytest.approx(loss(strong, "absolute")) == pytest.approx(0.1)
+    assert loss(faint, "squared") == pytest.approx(0.1 * loss(strong, "squared"))
+    assert loss(1 - faint, "absolute") == pytest.approx(0.9)
+
+
 def test_pixel_supervision_by_hand():
     guidance = torch.zeros(1, 32, 48, dtype=torch.uint8)
     guidance[0, :16, :8] = 1  # half of cell (0, 0)
@@ -215,6 +228,13 @@ def test_sharpness_lowers_what_partly_covered_cells_ask_for(sharpness, expected)
     output, batch = hand_made([[[1.0, expected], [0.0, 0.0]]], guidance)
     assert supervision(output, batch, guidance_sharpness=sharpness).item() == pytest.approx(0.0, abs=1e-12)
     assert supervision(output, batch, guidance_sharpness=sharpness + 1).item() > 1e-4
+
+
+def test_distance_reaches_the_loss():
+    output, batch = hand_made([HALVES], corner(16))
+    squared, absolute = (supervision(output, batch, guidance_distance=d).item() for d in ("squared", "absolute"))
+    assert squared == pytest.approx(0.25)
+    assert absolute == pytest.approx(0.5)
 
 
 def test_sharpness_has_no_effect_at_the_resolution_of_the_image():

@@ -15,7 +15,7 @@ from pipeline.model.imported import initial_model, read_checkpoint
 from pipeline.model.weights import save_weights
 
 SLIM = {
-    "width": 0.0625, "fc_channels": 12, "head_channels": 8, "batch_norm": False, "padding": 100, "dropout": 0.5,
+    "width": 0.0625, "fc_channels": 12, "head_channels": 8, "head_bias": False, "batch_norm": False, "padding": 100, "dropout": 0.5,
     "skip_scales": (1.0, 1.0), "attention_layer": "conv5_3",
 }  # fmt: skip
 ATONCE = {**SLIM, "skip_scales": (0.01, 0.0001)}

@@ -14,6 +14,7 @@ ARCHITECTURE: dict[str, Any] = {
     "width": 0.0625,
     "fc_channels": 8,
     "head_channels": 8,
+    "head_bias": False,
     "batch_norm": True,
     "padding": 1,
     "dropout": 0.1,
