@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
@@ -25,6 +26,7 @@ BYTES_PER_WEIGHT = 16  # weight, gradient and the two moments of Adam, in float3
 COPIES_PER_ACTIVATION = 2  # of a layer's output and its ReLU
 LAYERS_ALIVE = 4  # without gradients: a layer's input, output, ReLU and scratch
 LARGEST_SIDE = 500  # pixels, of an image of VOC
+VOC2012_BYTES = 9.0e9  # with the archives, the files and DVC's copy of them
 BYTES_PER_PIXEL = 3.0  # of an image and its mask on disk; the embedded set, palette PNG and JPEG at quality 95
 
 
@@ -73,8 +75,7 @@ def _data(profile: Profile, folder: Path) -> Finding:
         names = voc.read_class_names(root)
     except PipelineError as error:
         return Finding("fail", "data", str(error))
-    expected = {"embedded": CLASS_NAMES, "voc2012": VOC_CLASSES}.get(source, names)
-    if names != expected:
+    if names != _class_names(profile, names):
         return Finding("note", "data", f"{root} holds another data set; `dvc repro download` replaces it ({source})")
     files = [path for i in ids for path in (voc.image_path(root, i), voc.mask_path(root, i))]
     missing = [path for path in files if not path.exists()]
@@ -84,6 +85,15 @@ def _data(profile: Profile, folder: Path) -> Finding:
             "fail", "data", f"{missing[0]}{more} missing; run `dvc repro --force download`, or `dvc checkout`"
         )
     return Finding("ok", "data", f"{len(ids)} images of {len(names)} classes in {root}")
+
+
+def _class_names(profile: Profile, otherwise: tuple[str, ...]) -> tuple[str, ...]:
+    """Classes of the data set that the profile asks for; `otherwise` where that cannot be told without unpacking."""
+    options = profile.download
+    if isinstance(options, FolderData):
+        source = Path(options.path).expanduser()
+        return voc.read_class_names(source) if (source / "classes.txt").exists() else otherwise
+    return VOC_CLASSES if isinstance(options, Voc2012Data) else CLASS_NAMES
 
 
 def _sources(profile: Profile, folder: Path) -> Iterator[Finding]:
@@ -96,9 +106,9 @@ def _sources(profile: Profile, folder: Path) -> Iterator[Finding]:
             files["archive of SBD"] = SBD_ARCHIVE, options.sbd
     if isinstance(options, FolderData):
         yield _own_folder(Path(options.path).expanduser(), folder / "data" / "voc" / "classes.txt")
-    weights = profile.pretrain.weights.file
-    if weights is not None and not any((folder / "data" / "weights").glob("*")):
-        files["initial weights"] = profile.pretrain.weights.file_name, weights
+    weights, name = profile.pretrain.weights.file, profile.pretrain.weights.file_name
+    if weights is not None and not (folder / "data" / "weights" / Path(weights.path or name).name).exists():
+        files["initial weights"] = name, weights
     for subject, (name, file) in files.items():
         yield _source(subject, name, file)
 
@@ -210,8 +220,9 @@ def _network(profile: Profile, size: tuple[int, int]) -> tuple[int, list[int]]:
 def _largest_image(profile: Profile, folder: Path) -> tuple[int, int]:
     manifest = folder / "data" / "manifest.csv"
     if manifest.exists():
-        row = max(read_manifest(manifest), key=lambda row: row.height * row.width)
-        return row.height, row.width
+        with suppress(PipelineError):  # the stages will say what is wrong with it
+            row = max(read_manifest(manifest), key=lambda row: row.height * row.width)
+            return row.height, row.width
     side = profile.download.image_size if isinstance(profile.download, EmbeddedData) else LARGEST_SIDE
     return side, side
 
@@ -221,8 +232,10 @@ def _disk(profile: Profile, folder: Path) -> Finding:
     if isinstance(options, EmbeddedData):
         counts = (options.num_train, options.num_val, options.num_test, 2 * options.num_counterfactual)
         data = sum(counts) * options.image_size**2 * BYTES_PER_PIXEL
+    elif isinstance(options, Voc2012Data) and _data(profile, folder).verdict != "ok":
+        data = VOC2012_BYTES
     else:
-        data = 2 * 4.5 * GIGABYTE if isinstance(options, Voc2012Data) else 0.0  # archive, files, and DVC's copy
+        data = 0.0
     # A model per variant and stage, each also in DVC's cache, and one checkpoint with Adam's moments.
     needed = data + (2 * (2 + len(profile.finetune.variants)) + 3) * 4 * _network(profile, (32, 32))[0]
     free = shutil.disk_usage(folder.absolute()).free

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy.io import savemat
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.data import voc
 from pipeline.data.sources import SBD_FOLDER, VOC2012_FOLDER, VOC_CLASSES, seg11valid
@@ -116,3 +116,21 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     info = tarfile.TarInfo(name)
     info.size = len(content)
     tar.addfile(info, io.BytesIO(content))
+
+
+def slim_vgg16() -> nn.Module:
+    """torchvision's own VGG16, at a sixteenth of its width."""
+    from torchvision.models.vgg import VGG
+
+    layers: list[nn.Module] = []
+    into = 3
+    for block, channels in CHANNELS.items():
+        for _ in range(CONVS[block]):
+            layers += [nn.Conv2d(into, channels, 3, padding=1), nn.ReLU()]
+            into = channels
+        layers.append(nn.MaxPool2d(2, stride=2))
+    vgg = VGG(nn.Sequential(*layers))
+    vgg.classifier[0], vgg.classifier[3], vgg.classifier[6] = (
+        nn.Linear(32 * 49, 12), nn.Linear(12, 12), nn.Linear(12, 1000),
+    )  # fmt: skip
+    return vgg.eval()

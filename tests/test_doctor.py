@@ -1,5 +1,6 @@
 """What the doctor says of servers, remotes, memory and disk; the whole report is in test_voc_dag.py."""
 
+import hashlib
 import os
 import shutil
 import socket
@@ -14,7 +15,8 @@ from pathlib import Path
 import pytest
 
 import pipeline.doctor
-from pipeline.config import load_params
+from pipeline.config import RemoteFile, load_params
+from pipeline.devices import Device
 from pipeline.doctor import examine, training_bytes
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
@@ -43,7 +45,7 @@ def health() -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             if self.path.startswith("/silent"):
-                stopping.wait(5)
+                stopping.wait(60)
                 return
             self.send_response(200 if self.path.startswith("/good") else 500)
             self.end_headers()
@@ -68,17 +70,15 @@ def test_servers_are_asked_and_do_not_decide(diagnose, health, monkeypatch, vari
     assert diagnose(subject) == ("ok", subject, f"{health}/good answers")
     monkeypatch.setenv(variable, f"{health}/bad")
     assert "HTTP 500" in diagnose(subject).text
-    monkeypatch.setattr(pipeline.doctor, "ANSWER_SECONDS", 0.2)
-    monkeypatch.setenv(variable, f"{health}/silent")
-    started = time.monotonic()
-    assert "no answer within" in diagnose(subject).text
-    assert time.monotonic() - started < 10
-    with socket.socket() as free:
+    with socket.socket() as free:  # bound, and nobody listens
         free.bind(("127.0.0.1", 0))
         monkeypatch.setenv(variable, f"http://127.0.0.1:{free.getsockname()[1]}")
-    found = diagnose(subject)
+        found = diagnose(subject)
     assert "cannot be reached" in found.text
     assert found.verdict == "note"
+    monkeypatch.setattr(pipeline.doctor, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setenv(variable, f"{health}/silent")
+    assert "no answer within" in diagnose(subject).text
 
 
 def test_local_tracking_and_no_prefect_are_fine(diagnose):
@@ -100,21 +100,51 @@ def test_remote_that_never_answers_is_left(diagnose, monkeypatch):
     import dvc.repo
 
     monkeypatch.setattr(pipeline.doctor, "ANSWER_SECONDS", 0.1)
-    monkeypatch.setattr(dvc.repo, "Repo", lambda: time.sleep(3))
-    started = time.monotonic()
+    monkeypatch.setattr(dvc.repo, "Repo", lambda: time.sleep(60))
     assert "does not answer (no answer within" in diagnose("DVC remote").text
-    assert time.monotonic() - started < 2.5
 
 
 def test_memory_and_disk_that_do_not_suffice_fail(diagnose, monkeypatch):
     import psutil
 
+    cpu = Device("cpu", "32-true", "cpu")
+    monkeypatch.setattr(pipeline.doctor, "choose_device", lambda *_: cpu)
     assert diagnose("memory").verdict == diagnose("disk").verdict == "ok"
     memory, usage = psutil.virtual_memory(), shutil.disk_usage("/")
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=10**6))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**6))
     assert diagnose("memory").verdict == diagnose("disk").verdict == "fail"
     assert "lower batch_size or crop_size" in diagnose("memory").text
+
+
+def test_memory_of_a_gpu_is_asked_of_the_gpu(diagnose, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(pipeline.doctor, "choose_device", lambda *_: Device("cuda", "bf16-mixed", "cuda:0"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10**6, 10**10))
+    found = diagnose("memory")
+    assert found.verdict == "fail"
+    assert "of GPU memory are free" in found.text
+
+
+def test_files_of_ones_own_and_fetched_ones_are_checked(tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"x")
+    right, wrong = f"md5:{hashlib.md5(b'x').hexdigest()}", f"md5:{'0' * 32}"
+
+    def finding(**values: object):
+        return pipeline.doctor._source("weights", "w.pth", RemoteFile(**{"mirrors": [], "checksum": None, **values}))
+
+    path = str(tmp_path / "w.pth")
+    assert finding(path=path).text == f"{path}, unchecked"
+    assert finding(path=path, checksum=right).verdict == "ok"
+    assert "or set the checksum to null" in finding(path=path, checksum=wrong).text
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/w.pth"
+        found = finding(path=None, mirrors=[url], checksum=right)
+    assert found.verdict == "fail"
+    assert f"no mirror answers ({url}: " in found.text
+    assert "download it by hand to" in found.text
 
 
 def test_estimate_grows_with_batch_and_network():

@@ -199,7 +199,7 @@ def test_batches_of_one_size_each_may_come_in_any_order(model, test_set):
         assert torch.equal(result.attention[name], values), name
 
 
-def test_scoring_leaves_the_random_state_alone(model, score):
+def test_scoring_leaves_the_random_state_alone(model, test_set, score):
     state = torch.get_rng_state()
-    score(model, faithfulness=[])
+    score(model, faithfulness=test_set)
     assert torch.equal(torch.get_rng_state(), state)

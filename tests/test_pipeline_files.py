@@ -163,3 +163,14 @@ def test_readme_tree_names_every_file():
         for path in (REPOSITORY / folder).rglob("*.py"):
             if path.name != "__init__.py":
                 assert path.name in tree[1], f"{path.relative_to(REPOSITORY)} is missing from the tree in README.md"
+
+
+def test_parameters_that_readme_sets_exist_and_would_change():
+    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    settings = re.findall(r"-S '?([\w.]+)=([\w.]+)", (REPOSITORY / "README.md").read_text())
+    assert settings
+    for key, value in settings:
+        found = params
+        for part in key.split("."):
+            found = found[part]
+        assert str(found) != value, key

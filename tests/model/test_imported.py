@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from small_archives import CHANNELS, CONVS, pytorch_fcn_state
-from torch import Tensor, nn
+from small_archives import CONVS, pytorch_fcn_state, slim_vgg16
+from torch import Tensor
 
 from pipeline.data.loading import normalise
 from pipeline.data.sources import VOC_CLASSES
@@ -15,13 +15,13 @@ from pipeline.model.imported import initial_model, read_checkpoint
 from pipeline.model.weights import save_weights
 
 SLIM = {
-    "width": 0.0625, "fc_channels": 12, "head_channels": 8, "head_bias": False, "batch_norm": False, "padding": 100, "dropout": 0.5,
-    "skip_scales": (1.0, 1.0), "attention_layer": "conv5_3",
+    "width": 0.0625, "fc_channels": 12, "head_channels": 8, "head_bias": False, "batch_norm": False, "padding": 100,
+    "dropout": 0.5, "skip_scales": (1.0, 1.0), "attention_layer": "conv5_3",
 }  # fmt: skip
 ATONCE = {**SLIM, "skip_scales": (0.01, 0.0001)}
 
 
-def original(state: dict[str, Tensor], image: Tensor, *, at_once: bool) -> Tensor:
+def original(state: dict[str, Tensor], image: Tensor, *, at_once: bool, padding: int = 100) -> Tensor:
     """The Caffe network, written down from its prototxt: padding 100, ceil-mode pools, crops 5, 9 and 31."""
 
     def conv(x: Tensor, name: str, padding: int = 0) -> Tensor:
@@ -33,7 +33,7 @@ def original(state: dict[str, Tensor], image: Tensor, *, at_once: bool) -> Tenso
     x, pools = image, {}
     for block, number in CONVS.items():
         for index in range(1, number + 1):
-            x = F.relu(conv(x, f"{block}_{index}", 100 if (block, index) == ("conv1", 1) else 1))
+            x = F.relu(conv(x, f"{block}_{index}", padding if (block, index) == ("conv1", 1) else 1))
         x = pools[block] = F.max_pool2d(x, 2, stride=2, ceil_mode=True)
     x = F.relu(conv(F.relu(conv(x, "fc6")), "fc7"))
     x = up(conv(x, "score_fr"), "upscore2", 2)
@@ -78,10 +78,13 @@ def test_padding_or_colours_of_another_convention_would_not_agree(checkpoint):
     state = pytorch_fcn_state()
     rgb = torch.randint(0, 256, (1, 3, 40, 40), dtype=torch.uint8)
     model = initial_model("pytorch_fcn8s", checkpoint(state), SLIM, VOC_CLASSES, seed=0).eval()
-    wrong = original(state, normalise(rgb), at_once=False)
+    mean = torch.tensor([104.00699, 116.66877, 122.67892]).view(3, 1, 1)
+    colours = original(state, normalise(rgb), at_once=False)
+    border = original(state, rgb.flip(1).float() - mean, at_once=False, padding=101)
     with torch.no_grad():
         logits, _ = model(normalise(rgb))
-    assert float((logits - wrong).abs().max() / wrong.abs().max()) > 0.1
+    for wrong in (colours, border):
+        assert float((logits - wrong).abs().max() / wrong.abs().max()) > 0.01
 
 
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"epoch": 3, "model_state_dict": s}])
@@ -176,24 +179,6 @@ def test_missing_checkpoint_and_one_without_tensors_are_named(checkpoint, tmp_pa
 
 
 # ---- torchvision's VGG16 ---------------------------------------------------------------------------------------------
-
-
-def slim_vgg16() -> nn.Module:
-    """torchvision's own VGG16, at a sixteenth of its width."""
-    from torchvision.models.vgg import VGG
-
-    layers: list[nn.Module] = []
-    into = 3
-    for block, channels in CHANNELS.items():
-        for _ in range(CONVS[block]):
-            layers += [nn.Conv2d(into, channels, 3, padding=1), nn.ReLU()]
-            into = channels
-        layers.append(nn.MaxPool2d(2, stride=2))
-    vgg = VGG(nn.Sequential(*layers))
-    vgg.classifier[0], vgg.classifier[3], vgg.classifier[6] = (
-        nn.Linear(32 * 49, 12), nn.Linear(12, 12), nn.Linear(12, 1000),
-    )  # fmt: skip
-    return vgg.eval()
 
 
 def test_vgg16_becomes_trunk_fc6_and_fc7(checkpoint):
