@@ -34,8 +34,11 @@ COMPARED = (
 )
 DPI = 150
 WIDTH = 9.5  # inches
-# Okabe and Ito's colours, told apart by colour-blind readers; their yellow, too faint on white, is an olive here.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d", "#8a8a00")
+# Okabe and Ito's colours, told apart by colour-blind readers; their yellow, too faint on white, is an olive here. The
+# last two are for studies of many variants.
+COLOURS = (
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d", "#8a8a00", "#7b3294", "#8c510a",
+)  # fmt: skip
 INK, MUTED, FAINT = "#333333", "#777777", "#e4e4e4"
 STYLE: Mapping[str, object] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same pixels on every machine
