@@ -25,8 +25,10 @@ STUDY = REPOSITORY / "study"
 def main() -> None:
     """Write docs/*.png, docs/study.md and the tables between the markers in README.md."""
     dataset_figure().save(REPOSITORY / "docs" / "dataset.png", optimize=True)
-    panels = Image.open(REPORTS / "pictures" / "comparison.png").convert("RGB")
-    panels.quantize(256, dither=Image.Dither.NONE).save(REPOSITORY / "docs" / "panels.png", optimize=True)
+    strip = STUDY / "seed0" / "reports" / "evaluate" / "pictures" / "gain_ext_10" / "attention_evolution.png"
+    for name, picture in {"panels": REPORTS / "pictures" / "comparison.png", "evolution": strip}.items():
+        reduced = Image.open(picture).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        reduced.save(REPOSITORY / "docs" / f"{name}.png", optimize=True)
     tables = {
         "results": results_table(json.loads((REPORTS / "metrics.json").read_text(encoding="utf-8"))),
         "study": (STUDY / "results" / "table.md").read_text(encoding="utf-8").strip(),
