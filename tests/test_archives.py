@@ -169,7 +169,7 @@ def test_truncated_archive_is_refused_by_name(tmp_path, refused, mode):
     assert str(path) in refused(unpack, path, tmp_path / "out")
 
 
-@pytest.mark.parametrize("content", [b"", b"no archive", gzip.compress(b"neither")])
+@pytest.mark.parametrize("content", [b"", b"no archive", gzip.compress(b"neither")], ids=["empty", "text", "gzip"])
 def test_what_is_no_archive_is_refused(tmp_path, refused, content):
     (tmp_path / "file").write_bytes(content)
     assert "no readable tar or zip archive" in refused(unpack, tmp_path / "file", tmp_path / "out")
