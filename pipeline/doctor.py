@@ -15,7 +15,7 @@ from pipeline.data import voc
 from pipeline.data.manifest import read_manifest
 from pipeline.data.sources import SBD_ARCHIVE, VOC2012_ARCHIVE, VOC_CLASSES
 from pipeline.data.synthetic import CLASS_NAMES
-from pipeline.devices import choose_device
+from pipeline.devices import Device, choose_device
 from pipeline.errors import PipelineError
 from pipeline.fetch import CACHE, cached_path, check_file
 from pipeline.sender import tracking_uri
@@ -45,24 +45,26 @@ def examine(params: Params, folder: Path) -> Iterator[Finding]:
         folder: where data/ and models/ lie.
     """
     profile = params.profile
-    yield _device(profile)
+    finding, device = _device(profile)
+    yield finding
     yield from (Finding("note", "configuration", doubt) for doubt in profile.doubts)
-    yield _data(profile, folder)
-    yield from _sources(profile, folder)
+    data = _data(profile, folder)
+    yield data
+    yield from _sources(profile, folder, data_is_there=data.verdict == "ok")
     yield _weights(folder)
-    yield _memory(profile, folder)
-    yield _disk(profile, folder)
+    yield _memory(profile, folder, device)
+    yield _disk(profile, folder, data_is_there=data.verdict == "ok")
     yield _tracking()
     yield _remote()
     yield _prefect()
 
 
-def _device(profile: Profile) -> Finding:
+def _device(profile: Profile) -> tuple[Finding, Device | None]:
     try:
         device = choose_device(profile.runtime.device, profile.runtime.precision)
     except PipelineError as error:
-        return Finding("fail", "device", str(error))
-    return Finding("ok", "device", device.reason)
+        return Finding("fail", "device", str(error)), None
+    return Finding("ok", "device", device.reason), device
 
 
 def _data(profile: Profile, folder: Path) -> Finding:
@@ -96,11 +98,11 @@ def _class_names(profile: Profile, otherwise: tuple[str, ...]) -> tuple[str, ...
     return VOC_CLASSES if isinstance(options, Voc2012Data) else CLASS_NAMES
 
 
-def _sources(profile: Profile, folder: Path) -> Iterator[Finding]:
+def _sources(profile: Profile, folder: Path, *, data_is_there: bool) -> Iterator[Finding]:
     """The files that download reads, unless the profile's data set is there."""
     options = profile.download
     files: dict[str, tuple[str, RemoteFile]] = {}
-    if isinstance(options, Voc2012Data) and _data(profile, folder).verdict != "ok":
+    if isinstance(options, Voc2012Data) and not data_is_there:
         files["archive of VOC2012"] = VOC2012_ARCHIVE, options.archive
         if options.train_split == "trainaug" and options.sbd is not None:
             files["archive of SBD"] = SBD_ARCHIVE, options.sbd
@@ -161,9 +163,8 @@ def _weights(folder: Path) -> Finding:
     return Finding("ok", "weights", f"trained: {', '.join(found)}")
 
 
-def _memory(profile: Profile, folder: Path) -> Finding:
+def _memory(profile: Profile, folder: Path, device: Device | None) -> Finding:
     needed = max(training_bytes(profile), evaluation_bytes(profile, _largest_image(profile, folder)))
-    device = choose_device(profile.runtime.device, "32-true") if _device(profile).verdict == "ok" else None
     if device is not None and device.accelerator == "cuda":
         import torch
 
@@ -227,12 +228,12 @@ def _largest_image(profile: Profile, folder: Path) -> tuple[int, int]:
     return side, side
 
 
-def _disk(profile: Profile, folder: Path) -> Finding:
+def _disk(profile: Profile, folder: Path, *, data_is_there: bool) -> Finding:
     options = profile.download
     if isinstance(options, EmbeddedData):
         counts = (options.num_train, options.num_val, options.num_test, 2 * options.num_counterfactual)
         data = sum(counts) * options.image_size**2 * BYTES_PER_PIXEL
-    elif isinstance(options, Voc2012Data) and _data(profile, folder).verdict != "ok":
+    elif isinstance(options, Voc2012Data) and not data_is_there:
         data = VOC2012_BYTES
     else:
         data = 0.0
