@@ -269,7 +269,7 @@ class Finetune(Section):
 
 
 class Evaluate(Section):
-    """How the models are scored (FACTS of every metric: evaluation.py)."""
+    """How the models are scored (every metric: evaluation.py)."""
 
     batch_size: PositiveInt
     attention_threshold: Fraction
@@ -288,6 +288,23 @@ class Register(Section):
     metric: str
 
 
+class Promote(Section):
+    """What a challenger must show to become the champion, both scored on the same data.
+
+    `not_below` maps a score to how far below the champion's it may lie; of the scores in `better`, one at least must be
+    higher than the champion's.
+    """
+
+    not_below: dict[str, NonNegativeFloat]
+    better: list[str]
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> "Promote":
+        if not self.better:
+            raise ValueError("better must name at least one score in which a challenger can win")
+        return self
+
+
 class Profile(Section):
     """Everything that one run of the pipeline needs."""
 
@@ -300,6 +317,7 @@ class Profile(Section):
     finetune: Finetune
     evaluate: Evaluate
     register_: Register = Field(alias="register")
+    promote: Promote
 
     @model_validator(mode="after")
     def _candidates_are_variants(self) -> "Profile":

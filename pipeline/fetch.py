@@ -29,8 +29,7 @@ def fetch(mirrors: Sequence[str], path: Path, *, checksum: str, size: int | None
     """`path`, downloaded from the first of `mirrors` that delivers; left alone if it is there and intact.
 
     The bytes arrive under a temporary name in the folder of `path` and are moved there once their checksum is right, so
-    that a file of that name is always whole. HTTP and HTTPS; redirects are
-    followed.
+    that a file of that name is always whole. HTTP and HTTPS; redirects are followed.
 
     Args:
         checksum: "md5:HEX" or "sha256:HEX".
@@ -39,6 +38,7 @@ def fetch(mirrors: Sequence[str], path: Path, *, checksum: str, size: int | None
     Raises:
         PipelineError: a damaged file stands at `path`, the disk has no room, or no mirror delivered; the message has
             one reason per mirror.
+        OSError: the file cannot be written, as on a disk that fills up meanwhile.
     """
     if path.exists():
         check_file(path, checksum, "delete it to fetch it again")

@@ -27,6 +27,7 @@ from PIL import Image
 from pipeline.files import write_json
 
 SPOOLS = Path(".tracking")
+DESCRIPTION_TAG = "mlflow.note.content"
 WEIGHTS_TAG = "weights_sha256"  # names the weights that a run produced; evaluation and registration find it by this
 FINISH_SECONDS = 60.0  # how long a finished stage waits for its sender
 WAITING = (
@@ -92,7 +93,7 @@ class Tracker:
         header = {
             "run_name": run_name,
             "params": flatten(params or {}),
-            "tags": {**source_tags(), **(tags or {})},
+            "tags": {**source_tags(), DESCRIPTION_TAG: reproduction(), **(tags or {})},
             "weights_sha256": weights_sha256,
             "dataset": dict(dataset) if dataset else None,
         }
@@ -133,6 +134,10 @@ class Tracker:
         """Tags known only now."""
         self._record("tags", values=dict(tags))
 
+    def describe(self, result: str) -> None:
+        """Markdown to show at the top of the run, above how to get the same run again."""
+        self._record("tags", values={DESCRIPTION_TAG: f"{result}\n\n{reproduction()}"})
+
     def _record(self, kind: str, content: bytes | None = None, **event: Any) -> None:
         identity = (kind, event.get("key"), event.get("step"))
         if self._failed or (kind in ("metrics", "image") and identity in self._recorded):
@@ -169,14 +174,30 @@ def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
+def reproduction() -> str:
+    """Markdown: the commands that make this run again, as far as a commit or a DVC experiment records it."""
+    commit, experiment = _commit(), os.environ.get("DVC_EXP_NAME", "")
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD"], capture_output=True, check=False).returncode != 0
+    if not commit:
+        return "Made outside Git: `dvc repro` in the folder that it was made in reproduces it."
+    if experiment:
+        return f"Reproduce: `git checkout {commit[:12]} && dvc exp apply {experiment} && dvc repro`"
+    text = f"Reproduce: `git checkout {commit[:12]} && dvc repro`"
+    return f"{text}, with the changes that were not committed then" if changed else text
+
+
 def source_tags() -> dict[str, str]:
     """Where a run comes from: commit, DVC experiment, Prefect flow run; only what is known."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     tags = {
-        "mlflow.source.git.commit": git.stdout.strip(),
+        "mlflow.source.git.commit": _commit(),
         "mlflow.source.type": "PROJECT",
         "mlflow.source.name": Path.cwd().name,
         "dvc_experiment": os.environ.get("DVC_EXP_NAME", ""),
         "prefect_flow_run": os.environ.get("PREFECT__FLOW_RUN_ID", ""),
     }
     return {name: value for name, value in tags.items() if value}
+
+
+def _commit() -> str:
+    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return git.stdout.strip()

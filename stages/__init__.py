@@ -15,6 +15,8 @@ from typing import NoReturn
 from pipeline.config import Params, load_params
 from pipeline.errors import PipelineError
 
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Unable to allocate")  # torch on GPUs, on CPUs; NumPy
+
 
 @dataclass(frozen=True)
 class Workspace:
@@ -80,10 +82,10 @@ def run_stage(name: str, stage: Callable[..., None], *, argument: str = "") -> N
         if error.filename is None:
             raise
         sys.exit(f"{name}: error: {error.filename}: {error.strerror}; correct it and rerun")
-    except RuntimeError as error:
-        if "out of memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        reason = (str(error).splitlines() or ["out of memory"])[0]
+        if not any(sign in reason for sign in OUT_OF_MEMORY):
             raise
-        reason = str(error).splitlines()[0]
         sys.exit(f"{name}: error: {reason}; lower this stage's batch_size or crop_size, or evaluate.batch_size")
     except KeyboardInterrupt:
         sys.exit(f"{name}: interrupted; run `dvc repro` again to resume")

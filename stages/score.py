@@ -81,6 +81,7 @@ def score(tracking: Tracking, params: Params, space: Workspace) -> None:
         _save(folder / "pictures" / name, of_model)
         sha256 = digest_file(path)
         run_name = f"{name}-seed{params.seed}"
+        beside = [key for key in scores if key in (name, "control")]
         with Tracker(tracking, f"evaluate-{sha256[:16]}", run_name=run_name, weights_sha256=sha256) as tracker:
             groups = estimates(scores[name].replicates)
             tracker.log_metrics({f"test/{k}": v for group in groups.values() for k, v in group.items()}, step=0)
@@ -89,6 +90,7 @@ def score(tracking: Tracking, params: Params, space: Workspace) -> None:
             for table in ("per_class.csv", "intervals.csv"):
                 tracker.log_artifact(folder / "tables" / table, "evaluate")
             tracker.set_tags({"test_data_digest": digest})
+            tracker.describe(results_table({key: estimates(scores[key].replicates) for key in beside}))
     print(results_table({name: estimates(of_model.replicates) for name, of_model in scores.items()}), flush=True)
 
 

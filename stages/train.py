@@ -130,6 +130,7 @@ def train(tracking: Tracking, params: Params, space: Workspace, stage: str, vari
     guides = "classification" in run.criterion.needs
     samples = panel_samples(run.val_set, run.class_names, run.options.num_panel_images) if guides else []
     tags = {"stage": stage, "variant": variant, "profile": params.profile_name, "seed": str(params.seed)}
+    tags["device"] = run.device.reason
     dataset = {"name": params.profile.download.source, "digest": data_digest(run.rows), "context": "training"}
 
     def validate(model: FCN8s) -> Row:

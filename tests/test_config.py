@@ -13,7 +13,7 @@ COMMITTED = Path(__file__).parents[1] / "params.yaml"
 DOCUMENT = yaml.safe_load(COMMITTED.read_text(encoding="utf-8"))
 ABSENT = object()
 # Mappings whose keys are no fields, or of which one is enough.
-FREE_FORM = ("learning_rate_scales", "variants", "pixel_labels")
+FREE_FORM = ("learning_rate_scales", "variants", "pixel_labels", "not_below")
 
 
 def written(folder: Path, changes: dict[str, Any], profile: str = "embedded") -> Path:
@@ -178,6 +178,8 @@ def test_further_problems_are_counted(tmp_path, refused):
     [
         ("register.candidates", ["gian", "gain"], "register.candidates must name variants of finetune"),
         ("register.candidates", [], "register.candidates must name variants of finetune"),
+        ("promote.better", [], "better must name at least one score"),
+        ("promote.not_below", {"mean_iou": -0.1}, "greater than or equal to 0"),
         ("classify.frozen", ["decoder"], "classify: classify trains the classifier on the frozen trunk"),
         ("classify.frozen", ["trunk", "classifier"], "classify: classify trains the classifier on the frozen trunk"),
         ("download.object_scale", [0.5, 0.25], "download: object_scale must be 0 < low <= high <= 1, got [0.5, 0.25]"),

@@ -96,10 +96,10 @@ class SegmentationDataset(Dataset[Sample]):
             entropy = np.random.SeedSequence([self.seed, int(self._epoch[0]), index])
             # torch.manual_seed would reseed the GPUs as well, for good.
             torch.default_generator.manual_seed(int(entropy.generate_state(1)[0]))
-            flipped = self._transform(  # type: ignore[misc]
+            augmented = self._transform(  # type: ignore[misc]
                 tv_tensors.Image(image), tv_tensors.Mask(target), tv_tensors.Mask(guidance)
             )
-        return flipped[0].as_subclass(Tensor), flipped[1].as_subclass(Tensor), flipped[2].as_subclass(Tensor)
+        return augmented[0].as_subclass(Tensor), augmented[1].as_subclass(Tensor), augmented[2].as_subclass(Tensor)
 
 
 def normalise(image: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ def place_folder(
 
 
 def read_ids(source: Path, split: str, archive: Path) -> tuple[str, ...]:
-    """Image ids of a split of an unpacked archive, which is to blame when there are none."""
+    """Image ids of a split of an unpacked archive, which is to blame (PipelineError) when there are none."""
     try:
         return voc.read_split(source, split)
     except PipelineError as error:
