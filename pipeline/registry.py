@@ -1,14 +1,22 @@
 """The model registry: versions known by the digest of their weights. MLflow client only, no torch."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import PipelineError
+from pipeline.files import digest_file
 from pipeline.sender import connect, find_run
 from pipeline.tracking import WEIGHTS_TAG
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
 CHALLENGER = "challenger"
+CHAMPION = "champion"
+TEST_DATA_TAG = "test_data_digest"
 
 
 def select_variant(metrics: Mapping[str, Mapping[str, Mapping[str, float]]], candidates: list[str], metric: str) -> str:
@@ -31,11 +39,20 @@ def select_variant(metrics: Mapping[str, Mapping[str, Mapping[str, float]]], can
 
 
 def register_model(
-    weights: Path, weights_sha256: str, *, registered_model_name: str, run_name: str, tags: Mapping[str, str]
+    weights: Path,
+    weights_sha256: str,
+    *,
+    registered_model_name: str,
+    run_name: str,
+    tags: Mapping[str, str],
+    metrics: Mapping[str, float],
 ) -> str:
     """Make `weights` a model version with the alias challenger; weights registered before keep their version.
 
     The version hangs on the run that trained the weights, or on a new run if the server does not know it.
+
+    Args:
+        tags, metrics: of the version; those of an earlier registration of the same weights are replaced.
 
     Returns:
         The version number.
@@ -43,9 +60,7 @@ def register_model(
     Raises:
         PipelineError: the tracking server does not answer or refuses.
     """
-    from mlflow.exceptions import MlflowException
-
-    try:
+    with registry_errors(registered_model_name):
         client, experiment_id = connect()
         versions = client.search_model_versions(f"name = '{registered_model_name}'")
         version = next((v.version for v in versions if v.tags.get(WEIGHTS_TAG) == weights_sha256), None)
@@ -53,15 +68,60 @@ def register_model(
             run_id = find_run(client, experiment_id, weights_sha256)
             run_id = run_id or client.create_run(experiment_id, run_name=run_name).info.run_id
             version = _log_version(run_id, weights, registered_model_name)
-            for name, value in {**tags, WEIGHTS_TAG: weights_sha256}.items():
-                client.set_model_version_tag(registered_model_name, version, name, value)
+        for name, value in {**tags, WEIGHTS_TAG: weights_sha256}.items():
+            client.set_model_version_tag(registered_model_name, version, name, value)
+        _log_metrics(client, client.get_model_version(registered_model_name, version), metrics)
         client.set_registered_model_alias(registered_model_name, CHALLENGER, version)
+    return str(version)
+
+
+def find_runs(weights: Mapping[str, Path]) -> tuple[str, dict[str, str]]:
+    """Id of the experiment, and name to id of the run that made each file of weights; files without a run are left out.
+
+    Raises:
+        PipelineError: the tracking server does not answer or refuses.
+    """
+    with registry_errors("the search for runs"):
+        client, experiment_id = connect()
+        found = {name: find_run(client, experiment_id, digest_file(path)) for name, path in weights.items()}
+    return experiment_id, {name: run_id for name, run_id in found.items() if run_id is not None}
+
+
+def version_metrics(client: "MlflowClient", version: Any) -> dict[str, float]:
+    """The newest value of every metric of a model version."""
+    newest: dict[str, Any] = {}
+    for metric in client.get_logged_model(_model_id(version)).metrics or []:
+        if metric.key not in newest or metric.timestamp >= newest[metric.key].timestamp:
+            newest[metric.key] = metric
+    return {name: metric.value for name, metric in newest.items()}
+
+
+@contextmanager
+def registry_errors(registered_model_name: str) -> Iterator[None]:
+    """Whatever the registry refuses becomes a PipelineError of one line."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
     except (MlflowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise PipelineError(
             f"the model registry refused {registered_model_name}: {reason}; check MLFLOW_TRACKING_URI"
         ) from error
-    return str(version)
+
+
+def _model_id(version: Any) -> str:
+    """Of the logged model behind a version: MLflow's own database keeps it only in the version's source."""
+    return str(version.model_id or version.source.removeprefix("models:/"))
+
+
+def _log_metrics(client: "MlflowClient", version: Any, metrics: Mapping[str, float]) -> None:
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    model_id = _model_id(version)
+    entries = [Metric(key, value, now, 0, model_id=model_id, run_id=version.run_id) for key, value in metrics.items()]
+    client.log_batch(version.run_id, metrics=entries)
 
 
 def _log_version(run_id: str, weights: Path, registered_model_name: str) -> str:

@@ -5,8 +5,10 @@ import json
 from pipeline.config import Params
 from pipeline.data.manifest import data_digest, read_manifest
 from pipeline.files import digest_file, write_json
-from pipeline.registry import register_model, select_variant
+from pipeline.registry import TEST_DATA_TAG, register_model, select_variant
 from stages import Workspace, run_stage
+
+TRAINING_SPLITS = ("train", "val")
 
 
 def register(params: Params, space: Workspace) -> None:
@@ -17,13 +19,19 @@ def register(params: Params, space: Workspace) -> None:
     weights = space.models / "finetune" / f"{variant}.safetensors"
     digest = digest_file(weights)
     rows = read_manifest(space.manifest)
-    tags = {"variant": variant, "profile": params.profile_name, "data_digest": data_digest(rows)}
+    tags = {
+        "variant": variant,
+        "profile": params.profile_name,
+        "data_digest": data_digest(rows),
+        TEST_DATA_TAG: data_digest(row for row in rows if row.split not in TRAINING_SPLITS),
+    }
     version = register_model(
         weights,
         digest,
         registered_model_name=options.registered_model_name,
         run_name=f"{variant}-seed{params.seed}",
         tags=tags,
+        metrics={name: value for group in metrics[variant].values() for name, value in group.items()},
     )
     # No version number in here: it is the registry's, and would differ wherever the same model is registered.
     content = {"registered_model_name": options.registered_model_name, "weights_sha256": digest, **tags}
