@@ -1,0 +1,105 @@
+"""Commands that end with whoever started them: a training whose flow was killed must not keep the GPU.
+
+`supervised(COMMAND)` starts this file as a process in a session of its own. That process runs the command and watches
+a pipe whose other end its starter holds: the pipe closes when the starter ends, kill -9 included, and the whole process
+group goes with it. DVC alone would leave the trainer behind.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+GRACE_SECONDS = 10.0  # between asking the process group to end and ending it
+POLL_SECONDS = 0.05
+
+
+@contextmanager
+def supervised(
+    command: Sequence[str], *, folder: Path, environment: Mapping[str, str]
+) -> Iterator["subprocess.Popen[str]"]:
+    """The running command: standard output and error as one stream of lines, and `wait()` for its exit status.
+
+    Whatever ends the block ends the process group: at once where the command has finished, else within
+    `GRACE_SECONDS`. An exit status below 0 or above 128 is a signal.
+
+    Args:
+        folder: where the command runs.
+        environment: all of its environment variables.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-P", __file__, *command],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(2 * GRACE_SECONDS)
+        _signal_group(process.pid, signal.SIGKILL)
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def main(command: Sequence[str]) -> int:
+    """Run `command` until it ends or standard input does; its exit status, or 128 + SIGTERM."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # They reach the command too, and this process outlasts it. A handler, since the command would inherit SIG_IGN.
+        signal.signal(number, lambda *_: None)
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    abandoned = threading.Event()
+    threading.Thread(target=_watch_standard_input, args=(abandoned,), daemon=True).start()
+    while child.poll() is None and not abandoned.is_set():
+        time.sleep(POLL_SECONDS)
+    if not abandoned.is_set():
+        return child.returncode if child.returncode >= 0 else 128 - child.returncode
+    group = os.getpgid(0)
+    _signal_group(group, signal.SIGTERM)
+    deadline = time.monotonic() + GRACE_SECONDS
+    while time.monotonic() < deadline and _others_in_group(group):
+        child.poll()
+        time.sleep(POLL_SECONDS)
+    if _others_in_group(group):
+        _signal_group(group, signal.SIGKILL)
+    return 128 + signal.SIGTERM
+
+
+def _watch_standard_input(abandoned: threading.Event) -> None:
+    sys.stdin.read()
+    abandoned.set()
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
+def _others_in_group(group: int) -> bool:
+    import psutil
+
+    for process in psutil.process_iter(["pid", "status"]):
+        with suppress(ProcessLookupError, psutil.Error):
+            alive = process.info["status"] != psutil.STATUS_ZOMBIE
+            if alive and process.pid != os.getpid() and os.getpgid(process.pid) == group:
+                return True
+    return False
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
