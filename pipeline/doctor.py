@@ -2,13 +2,10 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from queue import Empty, Queue
-from threading import Thread
 from typing import Literal, NamedTuple
-from urllib.parse import urlsplit
 
 from pipeline.config import EmbeddedData, FolderData, Params, Profile, RemoteFile, Voc2012Data
 from pipeline.data import voc
@@ -19,8 +16,8 @@ from pipeline.devices import Device, choose_device
 from pipeline.errors import PipelineError
 from pipeline.fetch import CACHE, cached_path, check_file
 from pipeline.sender import tracking_uri
+from pipeline.services import default_remote, problem_with
 
-ANSWER_SECONDS = 5.0  # within which a server must answer
 GIGABYTE = 1e9
 BYTES_PER_WEIGHT = 16  # weight, gradient and the two moments of Adam, in float32
 COPIES_PER_ACTIVATION = 2  # of a layer's output and its ReLU
@@ -139,7 +136,7 @@ def _source(subject: str, name: str, file: RemoteFile) -> Finding:
         return _checked(subject, path, file.checksum, "delete it, and `dvc repro download` fetches it again")
     reasons = []
     for url in file.mirrors:
-        if (problem := _problem_with(url)) is None:
+        if (problem := problem_with(url)) is None:
             return Finding("ok", subject, f"{url} answers; `dvc repro download` fetches it")
         reasons.append(f"{url}: {problem}")
     return Finding("fail", subject, f"no mirror answers ({'; '.join(reasons)}); download it by hand to {path}")
@@ -250,35 +247,16 @@ def _tracking() -> Finding:
     uri = tracking_uri()
     if not uri.startswith("http"):
         return Finding("ok", "tracking", f"{uri}, no server needed; `mlflow ui` shows it")
-    if (problem := _problem_with(f"{uri.rstrip('/')}/health")) is None:
+    if (problem := problem_with(f"{uri.rstrip('/')}/health")) is None:
         return Finding("ok", "tracking", f"{uri} answers")
     return Finding("note", "tracking", f"{uri}: {problem}; runs would wait in .tracking until it does")
 
 
 def _remote() -> Finding:
-    """DVC knows how to reach every kind of remote, so it is DVC that asks."""
-
-    def ask() -> str | None:
-        from dvc.exceptions import NotDvcRepoError
-        from dvc.repo import Repo
-
-        try:
-            with Repo() as repo:
-                name = repo.config["core"].get("remote")
-                if name is None:
-                    return None
-                odb = repo.cloud.get_remote_odb(name)
-                odb.fs.exists(odb.path)
-                # A folder is made on the first push; of anything else, an answer is all that can be asked.
-                return f"{name} ({odb.path})"
-        except NotDvcRepoError:
-            return None
-
     try:
-        found = _within(ask)
-    except Exception as error:  # whatever a storage client raises
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        return Finding("note", "DVC remote", f"does not answer ({reason}); `dvc remote list` shows its address")
+        found = default_remote(Path())
+    except PipelineError as error:
+        return Finding("note", "DVC remote", str(error))
     if found is None:
         return Finding("note", "DVC remote", "none; results stay here until `dvc remote add --default NAME URL`")
     return Finding("ok", "DVC remote", f"{found} answers")
@@ -288,38 +266,6 @@ def _prefect() -> Finding:
     url = os.environ.get("PREFECT_API_URL")
     if not url:
         return Finding("note", "Prefect", "PREFECT_API_URL is not set; `dvc repro` needs no server")
-    if (problem := _problem_with(f"{url.rstrip('/')}/health")) is None:
+    if (problem := problem_with(f"{url.rstrip('/')}/health")) is None:
         return Finding("ok", "Prefect", f"{url} answers")
     return Finding("note", "Prefect", f"{url}: {problem}; start it, or unset PREFECT_API_URL")
-
-
-def _problem_with(url: str) -> str | None:
-    """None if the address answers, else why not, in a few words."""
-    import requests
-
-    try:
-        with requests.get(url, timeout=ANSWER_SECONDS, stream=True) as response:
-            return None if response.ok else f"HTTP {response.status_code}"
-    except requests.exceptions.RequestException as error:
-        host = urlsplit(url).netloc
-        return f"no answer within {ANSWER_SECONDS:.0f} s" if "timed out" in str(error) else f"{host} cannot be reached"
-
-
-def _within(function: Callable[[], str | None]) -> str | None:
-    """The function's result; a thread that does not come back is left behind, and does not keep the process alive."""
-    answers: Queue[str | Exception | None] = Queue()
-
-    def ask() -> None:
-        try:
-            answers.put(function())
-        except Exception as error:
-            answers.put(error)
-
-    Thread(target=ask, daemon=True).start()
-    try:
-        answer = answers.get(timeout=2 * ANSWER_SECONDS)
-    except Empty:
-        raise TimeoutError(f"no answer within {2 * ANSWER_SECONDS:.0f} s") from None
-    if isinstance(answer, Exception):
-        raise answer
-    return answer

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import pipeline.doctor
+import pipeline.services
 from pipeline.config import RemoteFile, load_params
 from pipeline.devices import Device
 from pipeline.doctor import examine, training_bytes
@@ -76,7 +77,7 @@ def test_servers_are_asked_and_do_not_decide(diagnose, health, monkeypatch, vari
         found = diagnose(subject)
     assert "cannot be reached" in found.text
     assert found.verdict == "note"
-    monkeypatch.setattr(pipeline.doctor, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(pipeline.services, "ANSWER_SECONDS", 0.2)
     monkeypatch.setenv(variable, f"{health}/silent")
     assert "no answer within" in diagnose(subject).text
 
@@ -99,8 +100,8 @@ def test_remote_is_asked_by_dvc(diagnose, tmp_path):
 def test_remote_that_never_answers_is_left(diagnose, monkeypatch):
     import dvc.repo
 
-    monkeypatch.setattr(pipeline.doctor, "ANSWER_SECONDS", 0.1)
-    monkeypatch.setattr(dvc.repo, "Repo", lambda: time.sleep(60))
+    monkeypatch.setattr(pipeline.services, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(dvc.repo, "Repo", lambda _: time.sleep(60))
     assert "does not answer (no answer within" in diagnose("DVC remote").text
 
 
