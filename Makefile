@@ -3,11 +3,11 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro study test doctor bench docs format ui lock clean
+.PHONY: help repro study test team-test flow down doctor bench docs format ui lock clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 repro: $(BIN)/.installed ## run the pipeline: data, training, evaluation, registration
 	$(BIN)/dvc repro
@@ -37,6 +37,15 @@ format: $(BIN)/.installed ## format the code and fix what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+team-test: $(BIN)/.installed ## Prefect and MLflow on PostgreSQL, two workers, one remote (needs Debian's postgresql)
+	$(BIN)/pytest tests/team
+
+flow: $(BIN)/.installed ## the pipeline through Prefect: server, worker, deployment train/local, watched
+	$(BIN)/gain flow
+
+down: $(BIN)/.installed ## stop the server and the workers that `make flow` started
+	$(BIN)/gain down
+
 ui: $(BIN)/.installed ## MLflow's UI on http://127.0.0.1:5000
 	$(BIN)/mlflow ui
 
@@ -45,7 +54,7 @@ lock: $(BIN)/.installed ## resolve requirements.lock anew (needs uv)
 		--custom-compile-command "make lock" pyproject.toml -o requirements.lock
 
 clean: ## remove what the pipeline made, keep the DVC cache and the environment
-	rm -rf data models checkpoints reports/* study/seed* .tracking mlflow.db mlruns
+	rm -rf data models checkpoints reports/* study/seed* .tracking .runs mlflow.db mlruns
 
 $(BIN)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -1,8 +1,9 @@
 """`gain`: what a person does beside the pipeline."""
 
+import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -56,6 +57,68 @@ def diagnose(
     failures = [finding.subject for finding in findings if finding.verdict == "fail"]
     if failures:
         sys.exit(f"doctor: this profile cannot run here: {', '.join(failures)}")
+
+
+@app.command("flow")
+def run_flow(
+    settings: Annotated[list[str] | None, typer.Argument(help="parameters of the flow, NAME=VALUE")] = None,
+    deployment: Annotated[str, typer.Option(help="what to run")] = "train/local",
+) -> None:
+    """Run a deployment on a Prefect server, started here with a worker if none runs; exit code 1 if it fails."""
+    from pipeline.local_server import run_flow as run
+
+    parameters = {}
+    for setting in settings or []:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            sys.exit(f"flow: error: {setting!r} is no NAME=VALUE")
+        parameters[name] = _json_or_text(value)
+    try:
+        sys.exit(run(deployment, parameters))
+    except PipelineError as error:
+        sys.exit(f"flow: error: {error}")
+
+
+@app.command("down")
+def stop_server() -> None:
+    """Stop the Prefect server and workers that `gain flow` started, and nothing else."""
+    from pipeline.local_server import stop
+
+    ended = stop()
+    print(f"down: stopped {', '.join(ended)}" if ended else "down: nothing of ours was running")
+
+
+@app.command("promote")
+def promote_challenger(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="judge only")] = False,
+    rollback: Annotated[bool, typer.Option("--rollback", help="back to the champion before this one")] = False,
+    reason: Annotated[str, typer.Option(help="why, for the audit trail")] = "",
+    profile: Annotated[str | None, typer.Option(help="instead of the profile that params.yaml names")] = None,
+) -> None:
+    """Make the challenger the champion if the rules of params.yaml hold; exit code 1 if they do not."""
+    from pipeline import promotion
+
+    try:
+        chosen = load_params(profile=profile).profile
+        name, rules = chosen.register_.registered_model_name, chosen.promote
+        if rollback:
+            decision = promotion.roll_back(name, reason=reason, dry_run=dry_run)
+        else:
+            decision = promotion.promote(
+                name, not_below=rules.not_below, better=rules.better, reason=reason, dry_run=dry_run
+            )
+    except PipelineError as error:
+        sys.exit(f"promote: error: {error}")
+    print(decision.markdown())
+    if not decision.accepted:
+        sys.exit(1)
+
+
+def _json_or_text(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
 
 
 def _find_learning_rate(

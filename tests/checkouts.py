@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 REPOSITORY = Path(__file__).parents[1]
-COPIED = ("pipeline", "stages", "params.yaml", "dvc.yaml", ".dvcignore")
+COPIED = ("pipeline", "stages", "deploy", "params.yaml", "dvc.yaml", "prefect.yaml", ".dvcignore", ".gitignore")
 
 
 def checkout(folder: Path, profile: str = "smoke", **changes: object) -> Path:
@@ -23,6 +23,22 @@ def checkout(folder: Path, profile: str = "smoke", **changes: object) -> Path:
             shutil.copy(source, folder / name)
     set_params(folder, {"profile": profile, **changes})
     return folder
+
+
+def git_checkout(folder: Path, profile: str = "smoke", **changes: object) -> Path:
+    """The same with a history of one commit, as runs with other parameters need it."""
+    checkout(folder, profile, **changes)
+    git(folder, "init", "--quiet", "--initial-branch", "main")
+    assert dvc(folder, "init").returncode == 0
+    git(folder, "add", ".")
+    git(folder, "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "--message", "Begin")
+    return folder
+
+
+def git(folder: Path, *arguments: str) -> str:
+    result = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
 
 
 def set_params(folder: Path, changes: dict[str, object]) -> None:
@@ -40,8 +56,8 @@ def set_params(folder: Path, changes: dict[str, object]) -> None:
 
 def environment(folder: Path) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_"))}
-    return {**clean, "PATH": path, "PYTHONPATH": str(folder), "DVC_NO_ANALYTICS": "true"}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_", "PREFECT"))}
+    return {**clean, "PATH": path, "PWD": str(folder), "PYTHONPATH": str(folder), "DVC_NO_ANALYTICS": "true"}
 
 
 def dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -57,6 +73,13 @@ def stage(folder: Path, name: str, *arguments: str) -> subprocess.CompletedProce
 def gain(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pipeline.cli", *arguments]
     return subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
+
+
+def python(folder: Path, *arguments: str, **added: str) -> subprocess.CompletedProcess[str]:
+    """`python ARGUMENTS` in a checkout, with more environment variables."""
+    command = [sys.executable, *arguments]
+    env = {**environment(folder), **added}
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
 
 
 def one_line(result: subprocess.CompletedProcess[str], *parts: str) -> None:

@@ -92,7 +92,7 @@ def test_every_stage_has_its_script_its_section_and_nothing_else():
     params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     for profile in params["profiles"].values():
         assert set(stages) - set(profile) == {"prepare"}  # which has nothing to choose
-        assert set(profile) - set(stages) == {"runtime", "resources", "model"}
+        assert set(profile) - set(stages) == {"runtime", "resources", "model", "promote"}  # promotion is no stage
 
 
 def test_params_have_no_aliases():

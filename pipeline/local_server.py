@@ -1,0 +1,254 @@
+"""A Prefect server and workers of one's own on loopback, for `make flow`; `make down` stops what was started here.
+
+What runs is noted in .prefect/started.json, a process by its id and the time at which it started, so that another one
+that has the id since is left alone. Server and workers log to .prefect; the server keeps its database there too.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import PipelineError
+from pipeline.files import write_json
+from pipeline.services import problem_with
+
+HOME = Path(".prefect")
+STARTED = HOME / "started.json"
+PORT = 4200  # Prefect's own, if it is free
+START_SECONDS = 90.0
+STOP_SECONDS = 20.0
+POLL_SECONDS = 0.2
+POOLS = ("gpu", "control")
+AUTOMATION = Path("deploy") / "heartbeat.yaml"
+SETTINGS = {
+    "PREFECT_WORKER_QUERY_SECONDS": "2",  # 10 else, which a server of one's own need not be spared
+    "PREFECT_WORKER_HEARTBEAT_SECONDS": "10",  # 30 else; three missed ones make a worker offline
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}
+
+
+@dataclass(frozen=True)
+class Started:
+    """One process of ours."""
+
+    name: str
+    pid: int
+    created: float  # seconds since the epoch
+    url: str = ""  # of a server's API
+
+
+def run_flow(deployment: str, parameters: dict[str, Any]) -> int:
+    """Run a deployment and show its log until it ends; starts a server and workers, and deploys, where there are none.
+
+    Returns:
+        0 if the run completed, else 1.
+
+    Raises:
+        PipelineError: PREFECT_API_URL does not answer, or server, workers or deployment could not be set up.
+    """
+    url = _server()
+    with _settings(url):
+        _set_up(url)
+        return _watch(deployment, parameters, url)
+
+
+def stop() -> list[str]:
+    """End the workers and the server that were started here; their names. A run on a worker ends with it."""
+    ended = []
+    for process in reversed(_started()):
+        if _is_alive(process):
+            _end(process.pid)
+            ended.append(process.name)
+    STARTED.unlink(missing_ok=True)
+    return ended
+
+
+def _server() -> str:
+    """Address of the API: PREFECT_API_URL, the server of an earlier call, or a new one."""
+    if url := os.environ.get("PREFECT_API_URL"):
+        if problem := problem_with(f"{url.rstrip('/')}/health"):
+            raise PipelineError(f"the Prefect server at {url}: {problem}; start it, or unset PREFECT_API_URL")
+        return url
+    for process in _started():
+        if process.url and _is_alive(process) and problem_with(f"{process.url}/health") is None:
+            return process.url
+    stop()
+    HOME.mkdir(exist_ok=True)
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    command = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with _settings(url):
+        process = _start("server", command, url=url)
+    deadline = time.monotonic() + START_SECONDS
+    while problem_with(f"{url}/health"):
+        if not _is_alive(process) or time.monotonic() > deadline:
+            stop()
+            raise PipelineError(f"the Prefect server did not start; see {HOME / 'server.log'}")
+        time.sleep(POLL_SECONDS)
+    return url
+
+
+def _set_up(url: str) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+
+    with get_client(sync_client=True) as client:
+        known = {pool.name for pool in client.read_work_pools()}
+        for pool in POOLS:
+            if pool not in known:
+                client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+            attended = any(worker.status.value == "ONLINE" for worker in client.read_workers_for_work_pool(pool))
+            if not attended and not any(p.name == f"worker of {pool}" and _is_alive(p) for p in _started()):
+                limit = ["--limit", "1"] if pool == "gpu" else []
+                name = f"{socket.gethostname()}-{pool}"
+                _start(f"worker of {pool}", ["worker", "start", "--pool", pool, "--name", name, *limit])
+        names = {automation.name for automation in client.read_automations()}
+    _prefect("deploy", "--name", "*/local")
+    if _automation_name() not in names:
+        _prefect("automation", "create", "--from-file", str(AUTOMATION))
+    print(f"Prefect: {url.removesuffix('/api')}; in a shell: export PREFECT_API_URL={url}", flush=True)
+
+
+def _watch(deployment: str, parameters: dict[str, Any], url: str) -> int:
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+
+    with get_client(sync_client=True) as client:
+        try:
+            found = client.read_deployment_by_name(deployment)
+            run = client.create_flow_run_from_deployment(found.id, parameters=parameters)
+        except ObjectNotFound:
+            raise PipelineError(f"no deployment {deployment!r}; those of prefect.yaml end in /local") from None
+        except PrefectHTTPStatusError as error:
+            raise PipelineError(f"{deployment}: the server refuses these parameters: {error.response.text}") from None
+        print(f"{deployment}: {run.name}, {url.removesuffix('/api')}/runs/flow-run/{run.id}", flush=True)
+        offset = 0
+        while True:
+            state = client.read_flow_run(run.id).state
+            final = state is not None and state.is_final()
+            if final:
+                time.sleep(1.0)  # the last lines arrive after the state
+            offset = _print_logs(client, run.id, offset)
+            if final:
+                assert state is not None
+                print(f"{deployment}: {state.name}: {state.message or ''}", flush=True)
+                return 0 if state.is_completed() else 1
+            time.sleep(1.0)
+
+
+def _print_logs(client: Any, flow_run_id: Any, offset: int) -> int:
+    """Print the lines from `offset` on; the offset of the next."""
+    from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+    from prefect.client.schemas.sorting import LogSort
+
+    logs = client.read_logs(
+        LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id])),
+        sort=LogSort.TIMESTAMP_ASC,
+        offset=offset,
+        limit=200,
+    )
+    for log in logs:
+        print(f"{log.timestamp.astimezone():%H:%M:%S} {log.message}", flush=True)
+    return offset + len(logs)
+
+
+@contextmanager
+def _settings(url: str) -> Iterator[None]:
+    """For this process's client and for the processes that it starts."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    before = os.environ.get("PREFECT_API_URL")
+    os.environ["PREFECT_API_URL"] = url
+    try:
+        with temporary_settings({PREFECT_API_URL: url}):
+            yield
+    finally:
+        os.environ.pop("PREFECT_API_URL")
+        if before is not None:
+            os.environ["PREFECT_API_URL"] = before
+
+
+def _start(name: str, arguments: list[str], *, url: str = "") -> Started:
+    import psutil
+
+    environment = {**os.environ, **SETTINGS}
+    if url:
+        environment["PREFECT_HOME"] = str(HOME.absolute())
+    HOME.mkdir(exist_ok=True)
+    with (HOME / f"{name.replace(' ', '-')}.log").open("a", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    started = Started(name, process.pid, psutil.Process(process.pid).create_time(), url)
+    write_json(STARTED, [vars(entry) for entry in [*_started(), started]])
+    return started
+
+
+def _started() -> list[Started]:
+    if not STARTED.exists():
+        return []
+    return [Started(**entry) for entry in json.loads(STARTED.read_text(encoding="utf-8"))]
+
+
+def _is_alive(process: Started) -> bool:
+    import psutil
+
+    try:
+        found = psutil.Process(process.pid)
+        return bool(found.create_time() == process.created and found.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _end(pid: int) -> None:
+    """Ask the process to end, and its group to follow if it does not."""
+    import psutil
+
+    process = psutil.Process(pid)
+    family = [process, *process.children(recursive=True)]
+    process.terminate()
+    _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
+    for member in alive:
+        with suppress(psutil.NoSuchProcess):
+            member.send_signal(signal.SIGKILL)
+
+
+def _prefect(*arguments: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
+        env={**os.environ, "PWD": str(Path.cwd())},  # prefect.yaml names the checkout by it
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode != 0:
+        reason = " ".join((result.stderr or result.stdout).split())[-300:]
+        raise PipelineError(f"prefect {' '.join(arguments)}: {reason}")
+
+
+def _automation_name() -> str:
+    import yaml
+
+    return str(yaml.safe_load(AUTOMATION.read_text(encoding="utf-8"))["name"])
+
+
+def _free_port() -> int:
+    for port in (PORT, 0):
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return int(listener.getsockname()[1])
+    raise PipelineError("no free port on 127.0.0.1")

@@ -1,0 +1,176 @@
+"""A team's set-up with real parts: Prefect and MLflow servers on PostgreSQL, two workers, one DVC remote.
+
+`make team-test` runs this; the default tests do not, since it needs PostgreSQL (Debian's package) and takes minutes.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import requests
+from checkouts import environment, git, git_checkout
+
+PATIENCE = 180.0  # seconds
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def answers(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=2).ok
+    except requests.exceptions.RequestException:
+        return False
+
+
+def becomes(condition, seconds: float = PATIENCE) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.5)
+    return False
+
+
+@contextmanager
+def running(log: Path, *command: str, env: dict[str, str], cwd: Path) -> Iterator[None]:
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, env=env, cwd=cwd, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+
+
+def postgres_command(name: str, *arguments: str) -> list[str]:
+    """PostgreSQL refuses to be run by root."""
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not folders:
+        pytest.fail("make team-test needs PostgreSQL: apt-get install postgresql")
+    command = [str(folders[-1] / name), *arguments]
+    return ["runuser", "-u", "postgres", "--", *command] if os.getuid() == 0 else command
+
+
+@pytest.fixture
+def postgres(tmp_path_factory) -> Iterator[str]:
+    """Address of a database server of its own, with the databases prefect and mlflow."""
+    folder = Path("/tmp") / f"team-{os.getpid()}"
+    folder.mkdir(mode=0o777)
+    folder.chmod(0o777)
+    port = free_port()
+
+    def call(name: str, *arguments: str) -> None:
+        result = subprocess.run(
+            postgres_command(name, *arguments), capture_output=True, text=True, cwd="/", check=False
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+
+    data = str(folder / "data")
+    call("initdb", "--pgdata", data, "--username", "gain", "--auth", "trust")
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
+    call("pg_ctl", "--pgdata", data, "--wait", "--log", f"{folder}/log", "--options", options, "start")
+    try:
+        for database in ("prefect", "mlflow"):
+            call("createdb", "--host", "127.0.0.1", "--port", str(port), "--username", "gain", database)
+        yield f"gain@127.0.0.1:{port}"
+    finally:
+        call("pg_ctl", "--pgdata", data, "--wait", "--mode", "immediate", "stop")
+        shutil.rmtree(folder)
+
+
+def test_two_workers_share_servers_and_remote(postgres, tmp_path):
+    """Every point of a sweep runs once, each in a clone of its own; what they have in common is trained once."""
+    prefect_url, mlflow_url = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+    source = git_checkout(tmp_path / "source")
+    (tmp_path / "store").mkdir()
+    base = {
+        **environment(tmp_path),
+        "PREFECT_HOME": str(tmp_path / "home"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    }
+    base |= {
+        "PREFECT_API_URL": f"{prefect_url}/api",
+        "MLFLOW_TRACKING_URI": mlflow_url,
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+    }
+    del base["PYTHONPATH"]
+    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
+    git(source, "config", "user.name", "test")
+    git(source, "config", "user.email", "test@localhost")
+    git(source, "config", "receive.denyCurrentBranch", "ignore")
+    subprocess.run(
+        [sys.executable, "-m", "dvc", "remote", "add", "--default", "team", str(tmp_path / "store")],
+        cwd=source,
+        check=True,
+    )
+    git(source, "commit", "--quiet", "--all", "--message", "Add the remote")
+    with ExitStack() as stack:
+        server = ["server", "start", "--host", "127.0.0.1", "--port", prefect_url.rsplit(":", 1)[1]]
+        database = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://{postgres}/prefect"}
+        stack.enter_context(running(tmp_path / "server.log", *prefect, *server, env={**base, **database}, cwd=tmp_path))
+        mlflow = ["server", "--host", "127.0.0.1", "--port", mlflow_url.rsplit(":", 1)[1]]
+        mlflow += ["--backend-store-uri", f"postgresql+psycopg2://{postgres}/mlflow", "--workers", "1"]
+        mlflow += ["--artifacts-destination", str(tmp_path / "artifacts")]
+        stack.enter_context(
+            running(tmp_path / "mlflow.log", sys.executable, "-m", "mlflow", *mlflow, env=base, cwd=tmp_path)
+        )
+        assert becomes(lambda: answers(f"{prefect_url}/api/health")), (tmp_path / "server.log").read_text()
+        assert becomes(lambda: answers(f"{mlflow_url}/health")), (tmp_path / "mlflow.log").read_text()
+
+        def call(*arguments: str, cwd: Path = source) -> str:
+            here = {**base, "PWD": str(cwd), "GAIN_REPOSITORY": str(source), "GAIN_IMAGE": "unused"}
+            result = subprocess.run(
+                [*prefect, *arguments], env=here, cwd=cwd, capture_output=True, text=True, check=False
+            )
+            assert result.returncode == 0, result.stdout + result.stderr
+            return result.stdout
+
+        # The deployments `cluster`, but on process workers: every run is a fresh clone, as in a pod.
+        call("work-pool", "create", "gpu-cluster", "--type", "process")
+        call("deploy", "--name", "*/cluster")
+        call("automation", "create", "--from-file", "deploy/heartbeat.yaml")
+        for index in range(2):
+            home = tmp_path / f"worker{index}"
+            home.mkdir()
+            start = ["worker", "start", "--pool", "gpu-cluster", "--name", f"gpu{index}", "--limit", "2"]
+            visible = {**base, "CUDA_VISIBLE_DEVICES": str(index)}
+            stack.enter_context(running(tmp_path / f"{home.name}.log", *prefect, *start, env=visible, cwd=home))
+        call("deployment", "run", "train/cluster", "--watch", "--param", "profile=smoke")
+        points = [["seed=0", f"profiles.smoke.finetune.training.num_epochs={n}"] for n in (1, 3, 4)]
+        sweep = [
+            "--param",
+            f"points={json.dumps(points)}",
+            "--param",
+            'targets=["evaluate"]',
+            "--param",
+            "profile=smoke",
+        ]
+        call("deployment", "run", "sweep/cluster", "--watch", *sweep)
+        logs = "".join((tmp_path / f"worker{index}.log").read_text() for index in range(2))
+        assert all("python -m stages.finetune" in (tmp_path / f"worker{i}.log").read_text() for i in range(2))
+        assert logs.count("> python -m stages.pretrain") == 1
+        assert logs.count("> python -m stages.finetune control") == 1 + len(points)
+        runs = requests.post(
+            f"{mlflow_url}/api/2.0/mlflow/runs/search", json={"experiment_ids": ["1"]}, timeout=10
+        ).json()
+        names = [run["info"]["run_name"] for run in runs["runs"]]
+        assert names.count("pretrain-seed0") == 1
+        assert names.count("gain_ext-seed0") == 1 + len(points)
+    assert len(git(source, "for-each-ref", "refs/exps").splitlines()) >= len(points)

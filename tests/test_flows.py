@@ -1,0 +1,371 @@
+"""Flows on a real Prefect server and real workers, as `make flow` and `prefect deployment run` use them.
+
+One checkout, server and pair of workers serve the whole file, so its tests run in order. What takes its time trains for
+thousands of epochs and is ended by the test.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+import mlflow
+import psutil
+import pytest
+import yaml
+from checkouts import environment, git, git_checkout, one_line, python
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    LogFilter,
+    LogFilterFlowRunId,
+    TaskRunFilter,
+    TaskRunFilterFlowRunId,
+)
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+LONG = 5000  # epochs; minutes
+PATIENCE = 120.0  # seconds
+
+
+@dataclass
+class Site:
+    """A checkout with a server of its own."""
+
+    folder: Path
+    url: str
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return python(self.folder, *arguments, PREFECT_API_URL=self.url)
+
+    @contextmanager
+    def client(self) -> Iterator[SyncPrefectClient]:
+        with temporary_settings({PREFECT_API_URL: self.url}), get_client(sync_client=True) as client:
+            yield client
+
+    def start(self, deployment: str = "train/local", **parameters: object) -> UUID:
+        with self.client() as client:
+            found = client.read_deployment_by_name(deployment)
+            return client.create_flow_run_from_deployment(found.id, parameters=parameters).id
+
+    def finished(self, identity: UUID) -> FlowRun:
+        with self.client() as client:
+            assert becomes(lambda: is_final(client.read_flow_run(identity)))
+            return client.read_flow_run(identity)
+
+    def log(self, identity: UUID) -> str:
+        messages: list[str] = []
+        with self.client() as client:
+            while True:
+                wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[identity]))
+                found = client.read_logs(wanted, offset=len(messages), limit=200)
+                messages += [entry.message for entry in found]
+                if not found:
+                    return "\n".join(messages)
+
+    def artifacts(self, identity: UUID) -> dict[str, str]:
+        wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[identity]))
+        with self.client() as client:
+            return {str(found.key): str(found.data) for found in client.read_artifacts(artifact_filter=wanted)}
+
+    def tasks(self, identity: UUID) -> dict[str, str]:
+        """Stage to the name of its state."""
+        wanted = TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[identity]))
+        with self.client() as client:
+            return {
+                run.name.rsplit("-", 1)[0]: str(run.state_name) for run in client.read_task_runs(task_run_filter=wanted)
+            }
+
+
+def becomes(condition: Callable[[], object], seconds: float = PATIENCE) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def is_final(run: FlowRun) -> bool:
+    return run.state is not None and run.state.is_final()
+
+
+def processes(folder: Path, *words: str) -> list[psutil.Process]:
+    """Those that work in or below a folder, with all words in their command line."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "cwd", "status"]):
+        line, here = " ".join(process.info["cmdline"] or []), process.info["cwd"] or ""
+        if (
+            process.info["status"] != psutil.STATUS_ZOMBIE
+            and here.startswith(str(folder))
+            and all(w in line for w in words)
+        ):
+            found.append(process)
+    return found
+
+
+def trainers(site: Site) -> list[psutil.Process]:
+    return [found for found in processes(site.folder, "stages.pretrain") if "dvc" not in " ".join(found.cmdline())]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Iterator[Site]:
+    folder = git_checkout(tmp_path_factory.mktemp("flows") / "repo")
+    try:
+        first = python(folder, "-m", "pipeline.cli", "flow")
+        assert first.returncode == 0, first.stdout + first.stderr
+        url = json.loads((folder / ".prefect/started.json").read_text())[0]["url"]
+        (folder / "first.log").write_text(first.stdout)
+        yield Site(folder, url)
+    finally:
+        python(folder, "-m", "pipeline.cli", "down")
+    assert not processes(folder)
+
+
+def newest(site: Site) -> FlowRun:
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    with site.client() as client:
+        return client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)[0]
+
+
+def test_one_command_brings_the_pipeline_to_a_registered_model(site):
+    log = (site.folder / "first.log").read_text()
+    assert "pretrain: epoch 2/2" in log
+    assert "train/local: Completed: 9 of 9 stages ran" in log
+    version = mlflow.MlflowClient(f"sqlite:///{site.folder}/mlflow.db").get_model_version_by_alias(
+        "fcn8s-gain", "challenger"
+    )
+    assert version.tags["variant"] in ("gain", "gain_ext")
+    run = newest(site)
+    assert any(tag.startswith("CUDA_VISIBLE_DEVICES") for tag in run.tags)
+    assert any(tag.startswith(("cpu, ", "cuda:")) for tag in run.tags)
+    assert set(site.tasks(run.id).values()) == {"Completed"}
+    artifacts = site.artifacts(run.id)
+    assert float(artifacts["progress"]) == 100.0
+    assert "| gain_ext | " in artifacts["summary"]
+    assert artifacts["summary"].count("/#/experiments/") == 4
+    rows = json.loads(artifacts["scores"])
+    assert [row["model"] for row in rows] == ["pretrained", "control", "gain", "gain_ext"]
+    assert [row["model"] for row in rows if row["best"]] == [version.tags["variant"]]
+    runs = mlflow.MlflowClient(f"sqlite:///{site.folder}/mlflow.db").search_runs(["1"])
+    assert {found.data.tags["prefect_flow_run"] for found in runs} == {str(run.id)}
+
+
+def test_second_run_passes_through(site):
+    state = site.finished(site.start())
+    assert state.state.message == "0 of 9 stages ran, 0 restored"
+    assert set(site.tasks(state.id).values()) == {"Unchanged"}
+
+
+def test_deployment_run_with_other_parameters_is_an_experiment(site):
+    before = (site.folder / "params.yaml").read_bytes(), git(site.folder, "status", "--short")
+    result = site.run(
+        "-m", "prefect", "deployment", "run", "train/local", "--watch", "--param", 'overrides=["seed=1"]',
+        "--param", 'targets=["finetune@gain"]', "--param", "experiment=other-seed",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    tasks = site.tasks(newest(site).id)
+    assert sorted(tasks) == ["classify", "download", "finetune@gain", "prepare", "pretrain"]
+    assert "other-seed" in site.run("-m", "dvc", "exp", "list").stdout
+    assert (site.folder / "params.yaml").read_bytes(), git(site.folder, "status", "--short") == before
+    assert list((site.folder / ".runs").iterdir()) == []
+    names = {run.info.run_name for run in mlflow.MlflowClient(f"sqlite:///{site.folder}/mlflow.db").search_runs(["1"])}
+    assert "gain-seed1" in names
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"profile": "smok"}, "'smok' is not under profiles; choose one of"),
+        ({"targets": ["finetun"]}, "no stage 'finetun' in dvc.yaml; did you mean 'finetune'?"),
+        ({"overrides": ["profiles.smoke.pretrain.lr=1"]}, "params.yaml has no such key"),
+        ({"share": True}, "no default DVC remote"),
+    ],
+)
+def test_bad_input_is_one_line_in_the_log(site, parameters, message):
+    run = site.finished(site.start(**parameters))
+    assert (run.state.name, "\n" in run.state.message) == ("Failed", False)
+    assert message in run.state.message
+    assert becomes(lambda: message in site.log(run.id), 10)
+    assert "Traceback" not in site.log(run.id)
+
+
+def test_cuda_without_a_gpu_is_one_line(site):
+    run = site.finished(site.start(overrides=["profiles.smoke.runtime.device=cuda"], targets=["pretrain"]))
+    assert run.state.name == "Failed"
+    assert "pretrain: error: params.yaml: runtime.device: cuda is not available" in run.state.message
+    assert "Traceback" not in site.log(run.id)
+    shutil.rmtree(site.folder / ".runs")
+
+
+def test_remote_that_is_not_there_is_one_line(site):
+    assert site.run("-m", "dvc", "remote", "add", "--local", "--default", "team", "/nowhere/at/all").returncode == 0
+    run = site.finished(site.start(share=True))
+    site.run("-m", "dvc", "remote", "remove", "--local", "team")
+    assert run.state.name == "Failed"
+    assert "the DVC remote does not answer" in run.state.message
+
+
+def test_servers_that_do_not_answer_are_one_line(site):
+    dead = "http://127.0.0.1:9"
+    result = python(site.folder, "-m", "pipeline.flows", PREFECT_API_URL=f"{dead}/api")
+    one_line(result, "the Prefect server at http://127.0.0.1:9/api", "cannot be reached")
+    result = python(site.folder, "-m", "pipeline.cli", "flow", PREFECT_API_URL=f"{dead}/api")
+    one_line(result, "the Prefect server at http://127.0.0.1:9/api", "cannot be reached")
+    result = python(site.folder, "-m", "pipeline.flows", PREFECT_API_URL=site.url, MLFLOW_TRACKING_URI=dead)
+    assert result.returncode == 1
+    assert "train: Failed: MLflow at http://127.0.0.1:9: 127.0.0.1:9 cannot be reached" in result.stdout
+
+
+def test_cancelled_run_leaves_no_trainer(site):
+    identity = site.start(overrides=[f"profiles.smoke.pretrain.num_epochs={LONG}"])
+    assert becomes(lambda: trainers(site))
+    assert site.run("-m", "prefect", "flow-run", "cancel", str(identity)).returncode == 0
+    assert becomes(lambda: not trainers(site), 30)
+    assert site.finished(identity).state.name == "Cancelled"
+
+
+def test_killed_engine_takes_the_trainer_along_and_a_retry_resumes(site):
+    changes = [f"profiles.smoke.pretrain.num_epochs={LONG + 1}"]
+    identity = site.start(overrides=changes)
+    assert becomes(lambda: "epoch 3/" in site.log(identity))
+    (engine,) = [found for found in psutil.process_iter() if is_engine(found, site)]
+    engine.kill()
+    assert becomes(lambda: not trainers(site), 30)
+    assert site.finished(identity).state.name == "Crashed"
+    assert site.run("-m", "prefect", "flow-run", "retry", str(identity)).returncode == 0
+    assert becomes(lambda: "pretrain: resuming after epoch" in site.log(identity), 60), site.log(identity)
+    assert becomes(lambda: trainers(site))
+    # A stage that a signal ends, as when memory runs out, is tried again once and resumes.
+    (trainer,) = trainers(site)
+    trainer.kill()
+    assert becomes(lambda: any(found.pid != trainer.pid for found in trainers(site)), 60)
+    site.run("-m", "prefect", "flow-run", "cancel", str(identity))
+    assert site.finished(identity).state.name == "Cancelled"
+
+
+def is_engine(process: psutil.Process, site: Site) -> bool:
+    try:
+        parents = [" ".join(parent.cmdline()) for parent in process.parents()]
+        return "prefect.engine" in " ".join(process.cmdline()) and any("--pool gpu" in line for line in parents)
+    except psutil.Error:
+        return False
+
+
+def test_killed_worker_ends_its_run(site):
+    identity = site.start(overrides=[f"profiles.smoke.pretrain.num_epochs={LONG + 2}"])
+    assert becomes(lambda: trainers(site))
+    (worker,) = processes(site.folder, "worker start --pool gpu")
+    worker.kill()
+    assert becomes(lambda: not trainers(site), 30)
+    assert site.finished(identity).state.name == "Crashed"
+
+
+def test_sweep_isolates_failures_and_ends_in_a_table(site):
+    """The worker of the pool gpu is dead since the test above; the sweep says so, and `gain flow` starts another."""
+    grid = {"seed": [2], "profiles.smoke.runtime.device": ["cpu", "cuda"]}
+    with site.client() as client:
+        assert becomes(lambda: client.read_workers_for_work_pool("gpu")[0].status.value == "OFFLINE")
+    lonely = site.finished(site.start("sweep/local", grid=grid))
+    assert lonely.state.name == "Failed"
+    assert "no worker of the pool gpu is online" in lonely.state.message
+    parameters = [f"grid={json.dumps(grid)}", 'targets=["pretrain"]']
+    result = site.run("-m", "pipeline.cli", "flow", "--deployment", "sweep/local", *parameters)
+    assert result.returncode == 1
+    run = newest_of(site, "sweep")
+    assert run.state.message == f"1 of 2 points completed; not {run.name}-02"
+    rows = json.loads(site.artifacts(run.id)["sweep"])
+    assert [row["state"] for row in rows] == ["Completed", "Failed"]
+    assert rows[0]["overrides"] == 'seed=2 profiles.smoke.runtime.device="cpu"'
+    assert f"{run.name}-01" in site.run("-m", "dvc", "exp", "list").stdout
+
+
+def newest_of(site: Site, flow: str) -> FlowRun:
+    from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    with site.client() as client:
+        wanted = FlowFilter(name=FlowFilterName(any_=[flow]))
+        return client.read_flow_runs(flow_filter=wanted, sort=FlowRunSort.START_TIME_DESC, limit=1)[0]
+
+
+def test_points_are_checked_before_the_first_one_trains(site):
+    run = site.finished(site.start("sweep/local", points=[["seed=1"], ["sed=2"]]))
+    assert "sed=2: params.yaml has no such key" in run.state.message
+    run = site.finished(site.start("sweep/local"))
+    assert "a grid or a list of points" in run.state.message
+
+
+def test_promotion_and_retraining(site):
+    run = site.finished(site.start("promote/local", reason="first"))
+    assert (run.state.name, "is the champion now" in run.state.message) == ("Promoted", True)
+    assert "scores present and finite" in site.artifacts(run.id)["promotion"]
+    run = site.finished(site.start("promote/local"))
+    assert "no version with the alias challenger" in run.state.message
+    assert site.finished(site.start("retrain/local")).state.name == "Unchanged"
+
+
+def test_second_clone_takes_from_the_remote_what_the_first_trained(site, tmp_path):
+    """Workers without a shared disk: a DVC remote carries data, models and the run-cache.
+
+    Scoring runs again: metrics.json is kept in Git, and DVC's run-cache takes stages whose outputs it has all.
+    """
+    (tmp_path / "store").mkdir()
+    first, second = git_checkout(tmp_path / "first"), tmp_path / "second"
+    git(first, "clone", "--quiet", str(first), str(second))
+    messages = []
+    for folder in (first, second):
+        python(folder, "-m", "dvc", "remote", "add", "--default", "team", str(tmp_path / "store"))
+        result = python(folder, "-m", "pipeline.flows", "train", "share=true", PREFECT_API_URL=site.url)
+        assert result.returncode == 0, result.stdout + result.stderr
+        messages.append(result.stdout.splitlines()[-1])
+        trained = [
+            stage for stage in ("pretrain", "classify", "finetune") if f"> python -m stages.{stage}" in result.stderr
+        ]
+        assert trained == ([] if folder == second else ["pretrain", "classify", "finetune"])
+    assert messages == [
+        "train: Completed: 9 of 9 stages ran, 0 restored",
+        "train: Completed: 1 of 9 stages ran, 8 restored",
+    ]
+    assert (first / "reports/evaluate/metrics.json").read_bytes() == (
+        second / "reports/evaluate/metrics.json"
+    ).read_bytes()
+    assert (second / "models/finetune/gain_ext.safetensors").exists()
+
+
+def test_down_stops_what_was_started_and_nothing_else(site):
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], cwd=site.folder)
+    try:
+        assert site.run("-m", "pipeline.cli", "down").stdout.startswith("down: stopped ")
+        assert becomes(lambda: [found.pid for found in processes(site.folder)] == [other.pid], 30)
+        assert "nothing of ours was running" in site.run("-m", "pipeline.cli", "down").stdout
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_every_name_of_a_final_state_ends_the_wait_for_heartbeats():
+    from pipeline import flows
+
+    folder = Path(__file__).parents[1]
+    expected = yaml.safe_load((folder / "deploy/heartbeat.yaml").read_text())["trigger"]["expect"]
+    source = Path(flows.__file__).read_text()
+    for name in ("Unchanged", "Promoted", "Accepted", "Refused"):
+        assert f'"{name}"' in source
+        assert f"prefect.flow-run.{name}" in expected
+
+
+def test_environment_of_tests_knows_no_server_of_the_user(tmp_path, monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", "http://example.org")
+    assert "PREFECT_API_URL" not in environment(tmp_path)
+    assert os.environ["PREFECT_API_URL"]
