@@ -26,9 +26,10 @@ test: $(BIN)/.installed ## lint, types, import contract, tests
 doctor: $(BIN)/.installed ## what the chosen profile lacks here, and the command that gets it
 	$(BIN)/gain doctor
 
-bench: $(BIN)/.installed ## time and memory of the pipeline in a fresh clone; speed of loading beside training
+bench: $(BIN)/.installed ## time and memory of the pipeline in a fresh clone; loading beside training; the cost of Prefect
 	$(BIN)/python -m benchmarks.repro
 	$(BIN)/python -m benchmarks.loading
+	$(BIN)/python -m benchmarks.flows
 
 docs: $(BIN)/.installed ## tables and pictures of README and docs/, from the last `make repro` and `make study`
 	$(BIN)/python -m docs.build

@@ -37,7 +37,7 @@ from pipeline import dag, experiments, promotion
 from pipeline.config import load_params
 from pipeline.errors import PipelineError
 from pipeline.flow_report import Report, StageOutput
-from pipeline.sender import tracking_uri
+from pipeline.sender import local_database, tracking_uri
 from pipeline.services import default_remote, problem_with
 from pipeline.supervisor import supervised
 
@@ -279,15 +279,13 @@ def _dvc(arguments: list[str], report: Report) -> StageOutput:
 
 def _environment(report: Report) -> dict[str, str]:
     """Of a stage's process: this Python first on the path, and one MLflow record for the checkout and its clones."""
-    uri = tracking_uri()
-    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
-        uri = f"sqlite:///{Path.cwd() / uri.removeprefix('sqlite:///')}"
+    database = local_database()
     context = FlowRunContext.get()
     assert context is not None
     assert context.flow_run is not None
     added = {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-        "MLFLOW_TRACKING_URI": uri,
+        "MLFLOW_TRACKING_URI": f"sqlite:///{database}" if database else tracking_uri(),
         "PREFECT__FLOW_RUN_ID": str(context.flow_run.id),
         "DVC_NO_ANALYTICS": "true",
     }

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -40,6 +41,12 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
 
 
+def local_database() -> Path | None:
+    """The SQLite file that the tracking URI names, absolute; None with a server."""
+    uri = tracking_uri()
+    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+
+
 def connect() -> tuple["MlflowClient", str]:
     """A client and the id of this project's experiment, created if need be."""
     for name, value in DEFAULTS.items():
@@ -50,11 +57,14 @@ def connect() -> tuple["MlflowClient", str]:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     set_tracking_uri(tracking_uri())
     SPOOLS.mkdir(exist_ok=True)
+    database = local_database()
+    # Artifacts lie beside a database on disk, wherever the first process to use it runs: in the checkout or in a clone.
+    artifacts = (database.parent / "mlruns").as_uri() if database else None
     # Two processes that create the database at the same time break each other.
-    with FileLock(SPOOLS / "connect.lock"):
+    with FileLock(f"{database}.lock" if database else SPOOLS / "connect.lock"):
         client = MlflowClient()
         experiment = client.get_experiment_by_name(EXPERIMENT)
-        experiment_id = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
+        experiment_id = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT, artifacts)
     return client, experiment_id
 
 
@@ -258,6 +268,10 @@ def send_waiting() -> bool:
 
 def main() -> int:
     """Send what is named on standard input, then what waits from earlier."""
+    if not sys.stdin.isatty():
+        # Whoever ends a stage ends its process group. The record is closed first; the end of input ends this process.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
     return 0 if send_all(Inbox()) and send_waiting() else 1
 
 

@@ -233,6 +233,8 @@ def test_cancelled_run_leaves_no_trainer(site):
     assert site.run("-m", "prefect", "flow-run", "cancel", str(identity)).returncode == 0
     assert becomes(lambda: not trainers(site), 30)
     assert site.finished(identity).state.name == "Cancelled"
+    client = mlflow.MlflowClient(f"sqlite:///{site.folder}/mlflow.db")
+    assert "RUNNING" not in {run.info.status for run in client.search_runs(["1"])}
 
 
 def test_killed_engine_takes_the_trainer_along_and_a_retry_resumes(site):

@@ -14,11 +14,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 from checkouts import environment, git, git_checkout
 
 PATIENCE = 180.0  # seconds
+LONG = ["profile=smoke", "profiles.smoke.pretrain.num_epochs=5000"]
 
 
 def free_port() -> int:
@@ -173,4 +175,17 @@ def test_two_workers_share_servers_and_remote(postgres, tmp_path):
         names = [run["info"]["run_name"] for run in runs["runs"]]
         assert names.count("pretrain-seed0") == 1
         assert names.count("gain_ext-seed0") == 1 + len(points)
+        identity = call("deployment", "run", "train/cluster", "--param", f"overrides={json.dumps(LONG)}").split(
+            "UUID: "
+        )[1]
+        identity = identity.split()[0]
+        assert becomes(lambda: "epoch 3/5000" in call("flow-run", "logs", identity, "--reverse", "--num-logs", "100"))
+        for word in ("worker start --pool gpu-cluster", "prefect.engine"):  # as when their machines are lost
+            for process in psutil.process_iter(["cmdline", "cwd"]):
+                ours = (process.info["cwd"] or "").startswith(str(tmp_path)) or "gpu-cluster" in word
+                if ours and word in " ".join(process.info["cmdline"] or []):
+                    process.kill()
+        state = f"{prefect_url}/api/flow_runs/{identity}"
+        assert requests.get(state, timeout=10).json()["state_name"] == "Running"
+        assert becomes(lambda: requests.get(state, timeout=10).json()["state_name"] == "Crashed", 150)
     assert len(git(source, "for-each-ref", "refs/exps").splitlines()) >= len(points)
