@@ -22,6 +22,7 @@ import pytest
 import yaml
 from checkouts import environment, git, git_checkout, one_line, python
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
@@ -306,6 +307,18 @@ def test_points_are_checked_before_the_first_one_trains(site):
     assert "sed=2: params.yaml has no such key" in run.state.message
     run = site.finished(site.start("sweep/local"))
     assert "a grid or a list of points" in run.state.message
+
+
+def test_sweep_over_a_pool_that_is_gone_is_one_line(site):
+    with site.client() as client:
+        pool = client.create_work_pool(WorkPoolCreate(name="gone", type="process"))
+        train = client.read_deployment_by_name("train/local")
+        client.create_deployment(train.flow_id, "gone", work_pool_name=pool.name)
+        client.delete_work_pool(pool.name)
+    for deployment, message in [("train/gone", "has no work pool"), ("train/nowhere", "no deployment 'train/nowhere'")]:
+        run = site.finished(site.start("sweep/local", points=[["seed=1"]], deployment=deployment))
+        assert run.state.name == "Failed"
+        assert message in run.state.message
 
 
 def test_promotion_and_retraining(site):

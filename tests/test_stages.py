@@ -3,6 +3,7 @@
 import errno
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -42,6 +43,9 @@ def raising(error: Exception):
         (raising(OSError(errno.ENOSPC, "full", "/x")), "demo: error: /x: the disk is full; free some space and rerun"),
         (raising(PermissionError(errno.EACCES, "Permission denied", "/x")), "demo: error: /x: Permission denied"),
         (raising(torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB\nmore")), "demo: error: CUDA out of memory."),
+        (lambda *_: torch.empty(10**15), "demo: error: [enforce fail at alloc_cpu.cpp"),
+        (lambda *_: np.empty(10**15), "demo: error: Unable to allocate"),
+        (raising(MemoryError()), "demo: error: out of memory; lower this stage's batch_size"),
     ],
 )
 def test_failure_is_one_line(monkeypatch, stage, line):
