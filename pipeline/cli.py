@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,7 +10,7 @@ import typer
 
 from pipeline.config import load_params
 from pipeline.errors import PipelineError
-from pipeline.files import atomic_file, write_csv
+from pipeline.files import atomic_file, write_csv, write_json
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -112,6 +113,82 @@ def promote_challenger(
     print(decision.markdown())
     if not decision.accepted:
         sys.exit(1)
+
+
+@app.command("predict")
+def predict_images(
+    images: Annotated[list[Path], typer.Argument(help="PNG or JPEG files of any size")],
+    out: Annotated[Path, typer.Option(help="folder for the pictures and predictions.json")],
+    weights: Annotated[Path | None, typer.Option(help="safetensors file, instead of one from the registry")] = None,
+    alias: Annotated[str, typer.Option(help="of the version in the registry")] = "champion",
+    profile: Annotated[str | None, typer.Option(help="instead of the profile that params.yaml names")] = None,
+) -> None:
+    """Classes, segmentation and attention of images, as overlays and numbers."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            _predict(images, out, _weights(weights, alias, profile, Path(folder)))
+    except PipelineError as error:
+        sys.exit(f"predict: error: {error}")
+
+
+@app.command("export")
+def export_network(
+    out: Annotated[Path, typer.Option(help="the ONNX file to write")],
+    weights: Annotated[Path | None, typer.Option(help="safetensors file, instead of one from the registry")] = None,
+    alias: Annotated[str, typer.Option(help="of the version in the registry")] = "champion",
+    profile: Annotated[str | None, typer.Option(help="instead of the profile that params.yaml names")] = None,
+) -> None:
+    """Write an ONNX graph with class probabilities, segmentation logits and attention as outputs."""
+    try:
+        from pipeline.export import export_onnx
+
+        with tempfile.TemporaryDirectory() as folder:
+            export_onnx(_weights(weights, alias, profile, Path(folder)), out)
+    except PipelineError as error:
+        sys.exit(f"export: error: {error}")
+    print(f"export: {out}, {out.stat().st_size / 2**20:.1f} MiB")
+
+
+def _weights(weights: Path | None, alias: str, profile: str | None, folder: Path) -> Path:
+    """The file that the user names, or the one behind an alias of the registry."""
+    if weights is not None:
+        return weights
+    from pipeline.registry import download_weights
+
+    return download_weights(load_params(profile=profile).profile.register_.registered_model_name, alias, folder)
+
+
+def _predict(images: list[Path], out: Path, weights: Path) -> None:
+    import torch
+    from PIL import Image
+
+    from pipeline.data.voc import voc_palette
+    from pipeline.model.weights import load_weights
+    from pipeline.prediction import Outputs, palette_png, predict, probability_table, read_image
+    from pipeline.visualization import attention_overlay, segmentation_overlay
+
+    stems = [path.stem for path in images]
+    if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
+        raise PipelineError(f"{twice[0]}: two images of this name; their results would be one file")
+    try:
+        contents = {path: path.read_bytes() for path in images}
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PipelineError(f"{error.filename}: {error.strerror}") from error
+    decoded = {path: read_image(content, str(path)) for path, content in contents.items()}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, class_names = load_weights(weights)
+    outputs = Outputs(model.to(device).eval())
+    numbers = {}
+    for path, image in decoded.items():
+        found = predict(outputs, class_names, image, device)
+        Image.fromarray(segmentation_overlay(image, found.segmentation)).save(out / f"{path.stem}_segmentation.png")
+        for name, attention in found.attention.items():
+            Image.fromarray(attention_overlay(image, attention)).save(out / f"{path.stem}_attention_{name}.png")
+        (out / f"{path.stem}_mask.png").write_bytes(palette_png(found.segmentation, voc_palette()))
+        numbers[str(path)] = found.class_probs
+        print(f"{path}: {probability_table(found.class_probs)}", flush=True)
+    write_json(out / "predictions.json", numbers)
 
 
 def _json_or_text(value: str) -> Any:

@@ -1,21 +1,35 @@
 """The model registry: versions known by the digest of their weights. MLflow client only, no torch."""
 
+import base64
+import io
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import PipelineError
 from pipeline.files import digest_file
 from pipeline.sender import connect, find_run
-from pipeline.tracking import WEIGHTS_TAG
+from pipeline.tracking import WEIGHTS_TAG, source_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CHALLENGER = "challenger"
 CHAMPION = "champion"
+SERVING_REQUIREMENTS = (
+    "mlflow",
+    "torch",
+    "torchvision",
+    "numpy",
+    "pandas",
+    "pillow",
+    "pydantic",
+    "pyyaml",
+    "safetensors",
+)
 TEST_DATA_TAG = "test_data_digest"
 
 
@@ -46,13 +60,15 @@ def register_model(
     run_name: str,
     tags: Mapping[str, str],
     metrics: Mapping[str, float],
+    description: str,
 ) -> str:
     """Make `weights` a model version with the alias challenger; weights registered before keep their version.
 
     The version hangs on the run that trained the weights, or on a new run if the server does not know it.
 
     Args:
-        tags, metrics: of the version; those of an earlier registration of the same weights are replaced.
+        tags, metrics, description: of the version; those of an earlier registration of the same weights are replaced.
+            The description is Markdown.
 
     Returns:
         The version number.
@@ -68,7 +84,8 @@ def register_model(
             run_id = find_run(client, experiment_id, weights_sha256)
             run_id = run_id or client.create_run(experiment_id, run_name=run_name).info.run_id
             version = _log_version(run_id, weights, registered_model_name)
-        for name, value in {**tags, WEIGHTS_TAG: weights_sha256}.items():
+        client.update_model_version(registered_model_name, version, description)
+        for name, value in {**source_tags(), **tags, WEIGHTS_TAG: weights_sha256}.items():
             client.set_model_version_tag(registered_model_name, version, name, value)
         _log_metrics(client, client.get_model_version(registered_model_name, version), metrics)
         client.set_registered_model_alias(registered_model_name, CHALLENGER, version)
@@ -85,6 +102,21 @@ def find_runs(weights: Mapping[str, Path]) -> tuple[str, dict[str, str]]:
         client, experiment_id = connect()
         found = {name: find_run(client, experiment_id, digest_file(path)) for name, path in weights.items()}
     return experiment_id, {name: run_id for name, run_id in found.items() if run_id is not None}
+
+
+def download_weights(registered_model_name: str, alias: str, folder: Path) -> Path:
+    """The safetensors file of the version with `alias`, below `folder`.
+
+    Raises:
+        PipelineError: no version has the alias, or the registry does not answer.
+    """
+    with registry_errors(f"{registered_model_name}@{alias}"):
+        client, _ = connect()
+        from mlflow.artifacts import download_artifacts
+
+        client.get_model_version_by_alias(registered_model_name, alias)
+        place = download_artifacts(artifact_uri=f"models:/{registered_model_name}@{alias}", dst_path=str(folder))
+    return next(Path(place).glob("artifacts/**/*.safetensors"))
 
 
 def version_metrics(client: "MlflowClient", version: Any) -> dict[str, float]:
@@ -127,8 +159,11 @@ def _log_metrics(client: "MlflowClient", version: Any, metrics: Mapping[str, flo
 def _log_version(run_id: str, weights: Path, registered_model_name: str) -> str:
     import mlflow
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types import ColSpec, Schema
+    from mlflow.types.schema import AnyType
 
+    # Text or nested lists in, a mapping, text and a mapping out: columns of MLflow's AnyType.
+    outputs = Schema([ColSpec(AnyType(), name) for name in ("class_probs", "segmentation", "attention")])
     package = Path(__file__).parent
     with mlflow.start_run(run_id=run_id):
         info: Any = mlflow.pyfunc.log_model(
@@ -136,8 +171,19 @@ def _log_version(run_id: str, weights: Path, registered_model_name: str) -> str:
             python_model=str(package / "serving.py"),
             artifacts={"weights": str(weights)},
             code_paths=[str(package)],
-            signature=ModelSignature(inputs=Schema([ColSpec(DataType.string, "image")])),
+            signature=ModelSignature(inputs=Schema([ColSpec(AnyType(), "image")]), outputs=outputs),
+            input_example=_input_example(),
             registered_model_name=registered_model_name,
-            pip_requirements=["mlflow", "torch", "torchvision", "numpy", "pandas", "pillow", "safetensors"],
+            pip_requirements=[f"{name}=={metadata.version(name)}" for name in SERVING_REQUIREMENTS],
         )
     return str(info.registered_model_version)
+
+
+def _input_example() -> Any:
+    """A request: one grey image of 64 x 48 pixels."""
+    import pandas as pd
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 48), "grey").save(buffer, "PNG")
+    return pd.DataFrame({"image": [base64.b64encode(buffer.getvalue()).decode("ascii")]})

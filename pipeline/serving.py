@@ -1,67 +1,64 @@
 """The served model: an image in, class probabilities, segmentation and attention out.
 
-MLflow runs this file to build the model ("models from code"): nothing is unpickled, weights come as safetensors.
+MLflow runs this file to build the model ("models from code"): nothing is unpickled, weights come as safetensors. The
+package is logged beside it, so that a server needs no checkout.
 """
 
 import base64
-import io
 from typing import Any
 
 import mlflow
-import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
-from pipeline.data.loading import normalise
 from pipeline.data.voc import voc_palette
-from pipeline.gain.attention import attention_to_image, class_attention, normalise_attention
+from pipeline.errors import PipelineError
 from pipeline.model.weights import load_weights
+from pipeline.prediction import Outputs, grey_png, palette_png, predict, served_image
+
+MAX_IMAGES = 16  # of one request
 
 
 class GuidedSegmentation(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    """pyfunc flavour: a data frame with a column `image` of base64 PNG or JPEG files, one prediction per row."""
+    """pyfunc flavour: a data frame with a column `image`, one prediction per row.
+
+    An image is base64 of a PNG or JPEG file, or nested lists (H, W, 3) of 0 to 255, of any size up to
+    `prediction.MAX_PIXELS`.
+    """
 
     def load_context(self, context: Any) -> None:
         """Load the safetensors artifact, onto the GPU where there is one."""
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model, self.class_names = load_weights(context.artifacts["weights"])
-        self.model = model.to(self.device).eval()
+        self.outputs = Outputs(model.to(memory_format=torch.channels_last).to(self.device).eval())
 
     def predict(self, model_input: pd.DataFrame) -> pd.DataFrame:
         """Columns class_probs (name to probability), segmentation (base64 palette PNG of class values) and attention
-        (base64 grey PNG, 0 to 255, by name of each predicted class), all at the size of the image."""
-        return pd.DataFrame([self._predict_one(encoded) for encoded in model_input["image"]])
+        (base64 grey PNG, 0 to 255, by name of each predicted class), all at the size of the image.
 
-    @torch.no_grad()
-    def _predict_one(self, encoded: str) -> dict[str, Any]:
-        rgb = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB"))
-        image = normalise(torch.from_numpy(rgb.copy()).permute(2, 0, 1))[None].to(self.device)
-        size = (image.shape[2], image.shape[3])
-        features = self.model.features(image)
-        probs = self.model.classify(features.conv5_3).sigmoid()[0].tolist()
-        classes = self.model.segment(features, size).argmax(dim=1)[0]
-        maps, _ = normalise_attention(class_attention(self.model, features.conv5_3)[0])
-        attention = attention_to_image(maps, size, self.model.attention_grid)
-        return {
-            "class_probs": dict(zip(self.class_names, probs, strict=True)),
-            "segmentation": _png(classes.to(torch.uint8).cpu().numpy(), palette=True),
-            "attention": {
-                name: _png((attention[i] * 255).round().to(torch.uint8).cpu().numpy())
-                for i, name in enumerate(self.class_names)
-                if probs[i] >= 0.5
-            },
-        }
+        Raises:
+            MlflowException: a request that the server answers with status 400 and the reason.
+        """
+        try:
+            if "image" not in model_input or len(model_input) > MAX_IMAGES:
+                raise PipelineError(f"a request has a column image with 1 to {MAX_IMAGES} images")
+            # All are looked at before the first is computed.
+            images = [served_image(value, f"image {row}") for row, value in enumerate(model_input["image"])]
+        except PipelineError as error:
+            raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
+        rows = []
+        for image in images:
+            found = predict(self.outputs, self.class_names, image, self.device)
+            attention = {name: _text(grey_png(pixels)) for name, pixels in found.attention.items()}
+            segmentation = _text(palette_png(found.segmentation, voc_palette()))
+            rows.append({"class_probs": found.class_probs, "segmentation": segmentation, "attention": attention})
+        return pd.DataFrame(rows, columns=["class_probs", "segmentation", "attention"])
 
 
-def _png(pixels: np.ndarray, *, palette: bool = False) -> str:
-    image = Image.fromarray(pixels)
-    if palette:
-        image = image.convert("P")
-        image.putpalette(voc_palette())
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
+def _text(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
 
 
 mlflow.models.set_model(GuidedSegmentation())
