@@ -55,10 +55,13 @@ class Report:
         yield
         self._show(100.0, last=True)
 
-    def output(self) -> "StageOutput":
-        """For the output of a stage that starts now."""
+    def starts(self) -> None:
+        """A stage starts now."""
         self._device = ""
         self._started = time.monotonic()
+
+    def output(self) -> "StageOutput":
+        """For the output of a command of the stage."""
         return StageOutput(self)
 
     def finished(self, stage: str, state: State[Any]) -> None:
