@@ -115,6 +115,17 @@ def promote_challenger(
         sys.exit(1)
 
 
+@app.command("sync")
+def send_records() -> None:
+    """Send MLflow what could not be sent when it happened, each thing once; exit code 1 if it still cannot."""
+    from pipeline.sender import num_waiting, send_waiting
+
+    waiting = num_waiting()
+    if not send_waiting():
+        sys.exit(1)
+    print(f"sync: {waiting - num_waiting()} records sent, {num_waiting()} waiting")
+
+
 @app.command("predict")
 def predict_images(
     images: Annotated[list[Path], typer.Argument(help="PNG or JPEG files of any size")],

@@ -1,6 +1,6 @@
 """Sends spools (tracking.py) to MLflow, in a process of its own: whatever a server does, the training goes on.
 
-`python -m pipeline.sender` sends everything that waits. A stage starts it with a pipe to its standard input: each
+`gain sync` sends everything that waits. A stage starts this file with a pipe to its standard input: each
 line names a spool to send from now on, and the end of input says that the stage is gone.
 """
 
@@ -244,11 +244,20 @@ def send_all(inbox: Inbox) -> bool:
         time.sleep(POLL_SECONDS)
 
 
+def num_waiting() -> int:
+    """Number of finished records that wait to be sent."""
+    return len(_finished_spools())
+
+
+def _finished_spools() -> list[Path]:
+    return [path for path in sorted(SPOOLS.glob("*/events.jsonl")) if '"kind": "finish"' in path.read_text("utf-8")]
+
+
 def send_waiting() -> bool:
     """Send the finished spools that earlier senders could not; those that another sender has are left to it."""
     from filelock import Timeout
 
-    finished = [path for path in sorted(SPOOLS.glob("*/events.jsonl")) if '"kind": "finish"' in path.read_text("utf-8")]
+    finished = _finished_spools()
     if not finished:
         return True
     try:

@@ -30,9 +30,7 @@ SPOOLS = Path(".tracking")
 DESCRIPTION_TAG = "mlflow.note.content"
 WEIGHTS_TAG = "weights_sha256"  # names the weights that a run produced; evaluation and registration find it by this
 FINISH_SECONDS = 60.0  # how long a finished stage waits for its sender
-WAITING = (
-    f"what was missed waits in {SPOOLS} for the next stage or `python -m pipeline.sender`; CSV and JSON are complete"
-)
+WAITING = f"what was missed waits in {SPOOLS} for the next stage or `gain sync`; CSV and JSON are complete"
 
 
 class Tracking:

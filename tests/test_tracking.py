@@ -113,9 +113,14 @@ def test_unreachable_server_costs_one_warning_and_is_caught_up(workplace, monkey
     warnings = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: MLflow at http")]
     assert len(warnings) == 1
     assert (SPOOLS / "late" / "events.jsonl").exists()
+    command = [sys.executable, "-m", "pipeline.cli", "sync"]
+    still_down = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert still_down.returncode == 1
+    assert len(still_down.stderr.splitlines()) == 1
     environment = {**os.environ, "MLFLOW_TRACKING_URI": store}
-    for _ in range(2):  # the second finds nothing left to send
-        subprocess.run([sys.executable, "-m", "pipeline.sender"], env=environment, stdin=subprocess.DEVNULL, check=True)
+    for sent in (1, 0):  # the second finds nothing left to send
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert f"sync: {sent} records sent, 0 waiting" in result.stdout
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     client, run = run_of("late")
     assert [m.step for m in client.get_metric_history(run.info.run_id, "loss/total")] == [1, 2]
