@@ -4,6 +4,7 @@ What runs is noted in .prefect/started.json, a process by its id and the time at
 that has the id since is left alone. Server and workers log to .prefect; the server keeps its database there too.
 """
 
+import itertools
 import json
 import os
 import signal
@@ -11,11 +12,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import UUID
+
+import yaml
 
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
@@ -27,10 +31,11 @@ PORT = 4200  # Prefect's own, if it is free
 START_SECONDS = 90.0
 STOP_SECONDS = 20.0
 POLL_SECONDS = 0.2
+PAGE = 200  # lines of a log in one answer
 POOLS = ("gpu", "control")
 AUTOMATION = Path("deploy") / "heartbeat.yaml"
 SETTINGS = {
-    "PREFECT_WORKER_QUERY_SECONDS": "2",  # 10 else, which a server of one's own need not be spared
+    "PREFECT_WORKER_QUERY_SECONDS": "1",  # 10 else, which a server of one's own need not be spared
     "PREFECT_WORKER_HEARTBEAT_SECONDS": "10",  # 30 else; three missed ones make a worker offline
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }
@@ -57,8 +62,15 @@ def run_flow(deployment: str, parameters: dict[str, Any]) -> int:
     """
     url = _server()
     with _settings(url):
-        _set_up(url)
-        return _watch(deployment, parameters, url)
+        # Two cores start one worker and one deployment in half the time of all; a training needs no more to begin with.
+        begins = deployment.startswith("train/")
+        if begins:
+            _set_up(POOLS[:1], deployment)
+            run_id = _create_run(deployment, parameters, url)
+        _set_up(POOLS, "*/local")
+        _install_automation()
+        print(f"Prefect: {url.removesuffix('/api')}; in a shell: export PREFECT_API_URL={url}", flush=True)
+        return _watch(deployment, run_id if begins else _create_run(deployment, parameters, url))
 
 
 def stop() -> list[str]:
@@ -97,13 +109,14 @@ def _server() -> str:
     return url
 
 
-def _set_up(url: str) -> None:
+def _set_up(pools: Sequence[str], deployments: str) -> None:
+    """Work pools with a worker each, and the deployments of prefect.yaml that a pattern names."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
 
     with get_client(sync_client=True) as client:
         known = {pool.name for pool in client.read_work_pools()}
-        for pool in POOLS:
+        for pool in pools:
             if pool not in known:
                 client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
             attended = any(worker.status.value == "ONLINE" for worker in client.read_workers_for_work_pool(pool))
@@ -111,14 +124,20 @@ def _set_up(url: str) -> None:
                 limit = ["--limit", "1"] if pool == "gpu" else []
                 name = f"{socket.gethostname()}-{pool}"
                 _start(f"worker of {pool}", ["worker", "start", "--pool", pool, "--name", name, *limit])
-        names = {automation.name for automation in client.read_automations()}
-    _prefect("deploy", "--name", "*/local")
-    if _automation_name() not in names:
+    _prefect("deploy", "--name", deployments)
+
+
+def _install_automation() -> None:
+    from prefect.client.orchestration import get_client
+
+    name = yaml.safe_load(AUTOMATION.read_text(encoding="utf-8"))["name"]
+    with get_client(sync_client=True) as client:
+        known = {automation.name for automation in client.read_automations()}
+    if name not in known:
         _prefect("automation", "create", "--from-file", str(AUTOMATION))
-    print(f"Prefect: {url.removesuffix('/api')}; in a shell: export PREFECT_API_URL={url}", flush=True)
 
 
-def _watch(deployment: str, parameters: dict[str, Any], url: str) -> int:
+def _create_run(deployment: str, parameters: dict[str, Any], url: str) -> UUID:
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
@@ -130,14 +149,21 @@ def _watch(deployment: str, parameters: dict[str, Any], url: str) -> int:
             raise PipelineError(f"no deployment {deployment!r}; those of prefect.yaml end in /local") from None
         except PrefectHTTPStatusError as error:
             raise PipelineError(f"{deployment}: the server refuses these parameters: {error.response.text}") from None
-        print(f"{deployment}: {run.name}, {url.removesuffix('/api')}/runs/flow-run/{run.id}", flush=True)
-        offset = 0
+    print(f"{deployment}: {run.name}, {url.removesuffix('/api')}/runs/flow-run/{run.id}", flush=True)
+    return run.id
+
+
+def _watch(deployment: str, run_id: UUID) -> int:
+    from prefect.client.orchestration import get_client
+
+    shown: set[UUID] = set()
+    with get_client(sync_client=True) as client:
         while True:
-            state = client.read_flow_run(run.id).state
+            state = client.read_flow_run(run_id).state
             final = state is not None and state.is_final()
             if final:
                 time.sleep(1.0)  # the last lines arrive after the state
-            offset = _print_logs(client, run.id, offset)
+            _print_logs(client, run_id, shown)
             if final:
                 assert state is not None
                 print(f"{deployment}: {state.name}: {state.message or ''}", flush=True)
@@ -145,20 +171,22 @@ def _watch(deployment: str, parameters: dict[str, Any], url: str) -> int:
             time.sleep(1.0)
 
 
-def _print_logs(client: Any, flow_run_id: Any, offset: int) -> int:
-    """Print the lines from `offset` on; the offset of the next."""
+def _print_logs(client: Any, flow_run_id: UUID, shown: set[UUID]) -> None:
+    """Print the lines that are not in `shown`: they need not arrive in the order of their time."""
     from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
     from prefect.client.schemas.sorting import LogSort
 
-    logs = client.read_logs(
-        LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id])),
-        sort=LogSort.TIMESTAMP_ASC,
-        offset=offset,
-        limit=200,
-    )
-    for log in logs:
+    wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id]))
+    new: list[Any] = []
+    for offset in itertools.count(step=PAGE):
+        page = client.read_logs(wanted, sort=LogSort.TIMESTAMP_DESC, offset=offset, limit=PAGE)
+        fresh = [log for log in page if log.id not in shown]
+        new += fresh
+        if len(fresh) < PAGE:
+            break
+    for log in reversed(new):
+        shown.add(log.id)
         print(f"{log.timestamp.astimezone():%H:%M:%S} {log.message}", flush=True)
-    return offset + len(logs)
 
 
 @contextmanager
@@ -240,15 +268,10 @@ def _prefect(*arguments: str) -> None:
         raise PipelineError(f"prefect {' '.join(arguments)}: {reason}")
 
 
-def _automation_name() -> str:
-    import yaml
-
-    return str(yaml.safe_load(AUTOMATION.read_text(encoding="utf-8"))["name"])
-
-
 def _free_port() -> int:
     for port in (PORT, 0):
         with socket.socket() as listener, suppress(OSError):
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that has just been left is free
             listener.bind(("127.0.0.1", port))
             return int(listener.getsockname()[1])
     raise PipelineError("no free port on 127.0.0.1")
