@@ -53,7 +53,7 @@ class Site:
         with temporary_settings({PREFECT_API_URL: self.url}), get_client(sync_client=True) as client:
             yield client
 
-    def start(self, deployment: str = "train/local", **parameters: object) -> UUID:
+    def start(self, deployment: str = "train/local", /, **parameters: object) -> UUID:
         with self.client() as client:
             found = client.read_deployment_by_name(deployment)
             return client.create_flow_run_from_deployment(found.id, parameters=parameters).id
