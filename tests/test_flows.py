@@ -246,6 +246,8 @@ def test_killed_engine_takes_the_trainer_along_and_a_retry_resumes(site):
     engine.kill()
     assert becomes(lambda: not trainers(site), 30)
     assert site.finished(identity).state.name == "Crashed"
+    # The worker reports the crash once more when it has cleaned up; a retry before that would be undone by it.
+    assert becomes(lambda: "as crashed" in site.log(identity), 30)
     assert site.run("-m", "prefect", "flow-run", "retry", str(identity)).returncode == 0
     assert becomes(lambda: "pretrain: resuming after epoch" in site.log(identity), 60), site.log(identity)
     assert becomes(lambda: trainers(site))
