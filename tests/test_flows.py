@@ -246,10 +246,13 @@ def test_killed_engine_takes_the_trainer_along_and_a_retry_resumes(site):
     engine.kill()
     assert becomes(lambda: not trainers(site), 30)
     assert site.finished(identity).state.name == "Crashed"
-    # The worker reports the crash once more when it has cleaned up; a retry before that would be undone by it.
-    assert becomes(lambda: "as crashed" in site.log(identity), 30)
-    assert site.run("-m", "prefect", "flow-run", "retry", str(identity)).returncode == 0
-    assert becomes(lambda: "pretrain: resuming after epoch" in site.log(identity), 60), site.log(identity)
+
+    def retry_resumes() -> bool:
+        assert site.run("-m", "prefect", "flow-run", "retry", str(identity)).returncode == 0
+        return becomes(lambda: "pretrain: resuming after epoch" in site.log(identity), 30)
+
+    # Prefect's worker still calls the run crashed once it has cleaned up; a retry before that is undone by it.
+    assert retry_resumes() or retry_resumes(), site.log(identity)
     assert becomes(lambda: trainers(site))
     # A stage that a signal ends, as when memory runs out, is tried again once and resumes.
     (trainer,) = trainers(site)
