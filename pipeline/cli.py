@@ -3,6 +3,8 @@
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -136,8 +138,8 @@ def predict_images(
 ) -> None:
     """Classes, segmentation and attention of images, as overlays and numbers."""
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            _predict(images, out, _weights(weights, alias, profile, Path(folder)))
+        with _weights(weights, alias, profile) as path:
+            _predict(images, out, path)
     except PipelineError as error:
         sys.exit(f"predict: error: {error}")
 
@@ -153,20 +155,24 @@ def export_network(
     try:
         from pipeline.export import export_onnx
 
-        with tempfile.TemporaryDirectory() as folder:
-            export_onnx(_weights(weights, alias, profile, Path(folder)), out)
+        with _weights(weights, alias, profile) as path:
+            export_onnx(path, out)
     except PipelineError as error:
         sys.exit(f"export: error: {error}")
     print(f"export: {out}, {out.stat().st_size / 2**20:.1f} MiB")
 
 
-def _weights(weights: Path | None, alias: str, profile: str | None, folder: Path) -> Path:
-    """The file that the user names, or the one behind an alias of the registry."""
+@contextmanager
+def _weights(weights: Path | None, alias: str, profile: str | None) -> Iterator[Path]:
+    """The file that the user names, or for a while the one behind an alias of the registry."""
     if weights is not None:
-        return weights
+        yield weights
+        return
     from pipeline.registry import download_weights
 
-    return download_weights(load_params(profile=profile).profile.register_.registered_model_name, alias, folder)
+    name = load_params(profile=profile).profile.register_.registered_model_name
+    with tempfile.TemporaryDirectory() as folder:
+        yield download_weights(name, alias, Path(folder))
 
 
 def _predict(images: list[Path], out: Path, weights: Path) -> None:

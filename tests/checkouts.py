@@ -4,10 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
 
+PATIENCE = 120.0  # seconds
 REPOSITORY = Path(__file__).parents[1]
 COPIED = ("pipeline", "stages", "deploy", "params.yaml", "dvc.yaml", "prefect.yaml", ".dvcignore", ".gitignore")
 
@@ -80,6 +83,16 @@ def python(folder: Path, *arguments: str, **added: str) -> subprocess.CompletedP
     command = [sys.executable, *arguments]
     env = {**environment(folder), **added}
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+
+
+def becomes(condition: Callable[[], object], seconds: float = PATIENCE) -> bool:
+    """Whether the condition holds within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def one_line(result: subprocess.CompletedProcess[str], *parts: str) -> None:

@@ -9,8 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import mlflow
 import psutil
 import pytest
 import yaml
-from checkouts import environment, git, git_checkout, one_line, python
+from checkouts import becomes, environment, git, git_checkout, one_line, python
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import (
@@ -35,7 +34,6 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 LONG = 5000  # epochs; minutes
-PATIENCE = 120.0  # seconds
 
 
 @dataclass
@@ -85,15 +83,6 @@ class Site:
             return {
                 run.name.rsplit("-", 1)[0]: str(run.state_name) for run in client.read_task_runs(task_run_filter=wanted)
             }
-
-
-def becomes(condition: Callable[[], object], seconds: float = PATIENCE) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.2)
-    return False
 
 
 def is_final(run: FlowRun) -> bool:

@@ -4,28 +4,17 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-from checkouts import REPOSITORY
+from checkouts import REPOSITORY, becomes
 
 from pipeline.supervisor import supervised
 
 
 def run(folder: Path, script: str):
     return supervised(["sh", "-c", script], folder=folder, environment=os.environ)
-
-
-def becomes(condition: Callable[[], object], seconds: float = 20.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def is_running(pid: int) -> bool:
@@ -47,14 +36,14 @@ def test_an_exception_ends_the_command_and_what_it_started(tmp_path):
     with pytest.raises(ValueError), run(tmp_path, "sleep 600 & echo $!; sleep 600") as process:  # noqa: PT011
         pid = int(process.stdout.readline())
         raise ValueError
-    assert becomes(lambda: not is_running(pid))
+    assert becomes(lambda: not is_running(pid), 20.0)
 
 
 def test_a_command_that_ignores_the_first_signal_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.supervisor.GRACE_SECONDS", 1.0)  # of this side, which then kills the group
     with run(tmp_path, "trap '' TERM; echo $$; while true; do sleep 0.1; done") as process:
         pid = int(process.stdout.readline())
-    assert becomes(lambda: not is_running(pid))
+    assert becomes(lambda: not is_running(pid), 20.0)
 
 
 def test_kill_9_of_the_starter_ends_the_command(tmp_path):
@@ -71,4 +60,4 @@ def test_kill_9_of_the_starter_ends_the_command(tmp_path):
     starter.send_signal(signal.SIGKILL)
     starter.wait()
     starter.stdout.close()
-    assert becomes(lambda: not is_running(pid))
+    assert becomes(lambda: not is_running(pid), 20.0)

@@ -9,7 +9,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
-from checkouts import environment, git, git_checkout
+from checkouts import becomes, environment, git, git_checkout
 
 PATIENCE = 180.0  # seconds
 LONG = ["profile=smoke", "profiles.smoke.pretrain.num_epochs=5000"]
@@ -34,15 +33,6 @@ def answers(url: str) -> bool:
         return requests.get(url, timeout=2).ok
     except requests.exceptions.RequestException:
         return False
-
-
-def becomes(condition, seconds: float = PATIENCE) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.5)
-    return False
 
 
 @contextmanager
@@ -133,8 +123,8 @@ def test_two_workers_share_servers_and_remote(postgres, tmp_path):
         stack.enter_context(
             running(tmp_path / "mlflow.log", sys.executable, "-m", "mlflow", *mlflow, env=base, cwd=tmp_path)
         )
-        assert becomes(lambda: answers(f"{prefect_url}/api/health")), (tmp_path / "server.log").read_text()
-        assert becomes(lambda: answers(f"{mlflow_url}/health")), (tmp_path / "mlflow.log").read_text()
+        assert becomes(lambda: answers(f"{prefect_url}/api/health"), PATIENCE), (tmp_path / "server.log").read_text()
+        assert becomes(lambda: answers(f"{mlflow_url}/health"), PATIENCE), (tmp_path / "mlflow.log").read_text()
 
         def call(*arguments: str, cwd: Path = source) -> str:
             here = {**base, "PWD": str(cwd), "GAIN_REPOSITORY": str(source), "GAIN_IMAGE": "unused"}
@@ -179,7 +169,9 @@ def test_two_workers_share_servers_and_remote(postgres, tmp_path):
             "UUID: "
         )[1]
         identity = identity.split()[0]
-        assert becomes(lambda: "epoch 3/5000" in call("flow-run", "logs", identity, "--reverse", "--num-logs", "100"))
+        assert becomes(
+            lambda: "epoch 3/5000" in call("flow-run", "logs", identity, "--reverse", "--num-logs", "100"), PATIENCE
+        )
         for word in ("worker start --pool gpu-cluster", "prefect.engine"):  # as when their machines are lost
             for process in psutil.process_iter(["cmdline", "cwd"]):
                 ours = (process.info["cwd"] or "").startswith(str(tmp_path)) or "gpu-cluster" in word
