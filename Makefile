@@ -21,7 +21,7 @@ test: $(BIN)/.installed ## lint, types, import contract, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile # one thread each: the two share the cores
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder # one thread each: the two share the cores
 
 doctor: $(BIN)/.installed ## what the chosen profile lacks here, and the command that gets it
 	$(BIN)/gain doctor

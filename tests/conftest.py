@@ -10,6 +10,12 @@ from pipeline.errors import PipelineError
 from pipeline.model.fcn8s import FCN8s
 
 NUM_CLASSES = 3
+SLOWEST = ("test_flows.py", "test_dag.py", "test_voc_dag.py")  # begun first, so that no core waits for one at the end
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: index for index, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture(autouse=True)

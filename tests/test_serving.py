@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import requests
 import torch
-from checkouts import environment, gain, one_line, python
+from checkouts import PATIENCE, environment, gain, one_line, python
 from PIL import Image
 
 from pipeline.files import digest_file
@@ -23,7 +23,7 @@ from pipeline.model.fcn8s import FCN8s
 from pipeline.model.weights import save_weights
 
 NAMES = ("cat", "dog", "cow")
-PATIENCE = 120.0  # seconds
+
 REGISTER = """
 from pathlib import Path
 from pipeline.registry import register_model
@@ -72,7 +72,7 @@ def server(registry, tmp_path_factory) -> Iterator[str]:
         yield url
     finally:
         os.killpg(process.pid, 15)
-        process.wait(30)
+        process.wait(PATIENCE)
 
 
 def answers(url: str) -> bool:
@@ -84,7 +84,7 @@ def answers(url: str) -> bool:
 
 def ask(url: str, images: list[object]) -> requests.Response:
     body = {"dataframe_split": {"columns": ["image"], "data": [[image] for image in images]}}
-    return requests.post(f"{url}/invocations", json=body, timeout=60)
+    return requests.post(f"{url}/invocations", json=body, timeout=PATIENCE)
 
 
 def file_of(pixels: np.ndarray, kind: str = "PNG") -> str:
