@@ -1,12 +1,11 @@
 """`gain`: what a person does beside the pipeline."""
 
-import json
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -68,16 +67,11 @@ def run_flow(
     deployment: Annotated[str, typer.Option(help="what to run")] = "train/local",
 ) -> None:
     """Run a deployment on a Prefect server, started here with a worker if none runs; exit code 1 if it fails."""
+    from pipeline.flows import parse_settings
     from pipeline.local_server import run_flow as run
 
-    parameters = {}
-    for setting in settings or []:
-        name, equals, value = setting.partition("=")
-        if not equals:
-            sys.exit(f"flow: error: {setting!r} is no NAME=VALUE")
-        parameters[name] = _json_or_text(value)
     try:
-        sys.exit(run(deployment, parameters))
+        sys.exit(run(deployment, parse_settings(settings or [])))
     except PipelineError as error:
         sys.exit(f"flow: error: {error}")
 
@@ -103,13 +97,7 @@ def promote_challenger(
 
     try:
         chosen = load_params(profile=profile).profile
-        name, rules = chosen.register_.registered_model_name, chosen.promote
-        if rollback:
-            decision = promotion.roll_back(name, reason=reason, dry_run=dry_run)
-        else:
-            decision = promotion.promote(
-                name, not_below=rules.not_below, better=rules.better, reason=reason, dry_run=dry_run
-            )
+        decision = promotion.decide(chosen, rollback=rollback, reason=reason, dry_run=dry_run)
     except PipelineError as error:
         sys.exit(f"promote: error: {error}")
     print(decision.markdown())
@@ -195,6 +183,8 @@ def _predict(images: list[Path], out: Path, weights: Path) -> None:
     decoded = {path: read_image(content, str(path)) for path, content in contents.items()}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, class_names = load_weights(weights)
+    if outside := [name for name in class_names if Path(name).name != name]:
+        raise PipelineError(f"{weights}: the class {outside[0]!r} cannot be part of a file's name; rename it")
     outputs = Outputs(model.to(device).eval())
     numbers = {}
     for path, image in decoded.items():
@@ -206,13 +196,6 @@ def _predict(images: list[Path], out: Path, weights: Path) -> None:
         numbers[str(path)] = found.class_probs
         print(f"{path}: {probability_table(found.class_probs)}", flush=True)
     write_json(out / "predictions.json", numbers)
-
-
-def _json_or_text(value: str) -> Any:
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError:
-        return value
 
 
 def _find_learning_rate(

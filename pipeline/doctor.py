@@ -16,7 +16,7 @@ from pipeline.devices import Device, choose_device
 from pipeline.errors import PipelineError
 from pipeline.fetch import CACHE, cached_path, check_file
 from pipeline.sender import tracking_uri
-from pipeline.services import default_remote, problem_with
+from pipeline.services import default_remote, problem_with, without_credentials
 
 GIGABYTE = 1e9
 BYTES_PER_WEIGHT = 16  # weight, gradient and the two moments of Adam, in float32
@@ -245,11 +245,12 @@ def _disk(profile: Profile, folder: Path, *, data_is_there: bool) -> Finding:
 
 def _tracking() -> Finding:
     uri = tracking_uri()
+    shown = without_credentials(uri)
     if not uri.startswith("http"):
-        return Finding("ok", "tracking", f"{uri}, no server needed; `mlflow ui` shows it")
+        return Finding("ok", "tracking", f"{shown}, no server needed; `mlflow ui` shows it")
     if (problem := problem_with(f"{uri.rstrip('/')}/health")) is None:
-        return Finding("ok", "tracking", f"{uri} answers")
-    return Finding("note", "tracking", f"{uri}: {problem}; runs would wait in .tracking until it does")
+        return Finding("ok", "tracking", f"{shown} answers")
+    return Finding("note", "tracking", f"{shown}: {problem}; runs would wait in .tracking until it does")
 
 
 def _remote() -> Finding:
@@ -267,5 +268,5 @@ def _prefect() -> Finding:
     if not url:
         return Finding("note", "Prefect", "PREFECT_API_URL is not set; `dvc repro` needs no server")
     if (problem := problem_with(f"{url.rstrip('/')}/health")) is None:
-        return Finding("ok", "Prefect", f"{url} answers")
-    return Finding("note", "Prefect", f"{url}: {problem}; start it, or unset PREFECT_API_URL")
+        return Finding("ok", "Prefect", f"{without_credentials(url)} answers")
+    return Finding("note", "Prefect", f"{without_credentials(url)}: {problem}; start it, or unset PREFECT_API_URL")

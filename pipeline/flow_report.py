@@ -21,6 +21,7 @@ from pipeline.config import Params
 from pipeline.dag import StagePlan
 from pipeline.registry import find_runs, select_variant
 from pipeline.sender import tracking_uri
+from pipeline.services import without_credentials
 
 EPOCH = re.compile(r"^\S+: epoch (\d+)/(\d+) ")  # progress.py's line
 DEVICE = re.compile(r"^\S+: on (.+) \(asked for: ")  # stages/train.py's and score.py's
@@ -131,7 +132,7 @@ class Report:
             for name in models
         }
         uri = tracking_uri()
-        base = uri.rstrip("/") if uri.startswith("http") else LOCAL_UI
+        base = without_credentials(uri.rstrip("/")) if uri.startswith("http") else LOCAL_UI
         experiment_id, runs = find_runs({name: path.with_suffix(".safetensors") for name, path in weights.items()})
         return [f"- [{name}]({base}/#/experiments/{experiment_id}/runs/{run_id})" for name, run_id in runs.items()]
 

@@ -10,7 +10,6 @@ waits without bound on a server that does not answer.
 
 import json
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -29,7 +28,7 @@ from pipeline.config import load_params
 from pipeline.errors import PipelineError
 from pipeline.flow_report import Report
 from pipeline.sender import tracking_uri
-from pipeline.services import default_remote, problem_with
+from pipeline.services import check_prefect_server, default_remote, problem_with, without_credentials
 from pipeline.stage_task import current_flow_run, ended_with_parent, record_device, reproduce, visible_gpus
 from pipeline.sweeps import best_scores, check_points, run_on_workers, sweep_points
 
@@ -119,14 +118,7 @@ def promote(dry_run: bool = False, rollback: bool = False, reason: str = "") -> 
     try:
         _check_tracking_server()
         profile = load_params().profile
-        name = profile.register_.registered_model_name
-        if rollback:
-            decision = promotion.roll_back(name, reason=reason, dry_run=dry_run)
-        else:
-            rules = profile.promote
-            decision = promotion.promote(
-                name, not_below=rules.not_below, better=rules.better, reason=reason, dry_run=dry_run
-            )
+        decision = promotion.decide(profile, rollback=rollback, reason=reason, dry_run=dry_run)
     except PipelineError as error:
         return _failed(str(error))
     create_markdown_artifact(decision.markdown(), key="promotion", description="The rules and their verdicts")
@@ -214,7 +206,9 @@ def _check_services(folder: Path, *, share: bool) -> None:
 def _check_tracking_server() -> None:
     uri = tracking_uri()
     if uri.startswith("http") and (problem := problem_with(f"{uri.rstrip('/')}/health")):
-        raise PipelineError(f"MLflow at {uri}: {problem}; start it, or correct MLFLOW_TRACKING_URI")
+        raise PipelineError(
+            f"MLflow at {without_credentials(uri)}: {problem}; start it, or correct MLFLOW_TRACKING_URI"
+        )
 
 
 def _sweep(
@@ -263,29 +257,37 @@ def _sweep(
     return _failed(f"{text}; not {', '.join(failed)}") if failed else Completed(message=text)
 
 
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """Parameters of a flow from NAME=VALUE, values as JSON or text.
+
+    Raises:
+        PipelineError: one has no equals sign.
+    """
+    parameters: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise PipelineError(f"{setting!r} is no NAME=VALUE")
+        parameters[name] = value
+        with suppress(json.JSONDecodeError):
+            parameters[name] = json.loads(value)
+    return parameters
+
+
 def main(arguments: Sequence[str]) -> int:
-    """`FLOW [NAME=VALUE ...]`, values as JSON or text; without a server, Prefect starts one for the time of the run."""
+    """`FLOW [NAME=VALUE ...]`; without a server, Prefect starts one for the time of the run."""
     flows: dict[str, Any] = {"train": train, "sweep": sweep, "promote": promote, "retrain": retrain}
     name, *settings = arguments or ["train"]
-    if name not in flows or any("=" not in setting for setting in settings):
-        print(f"flows: error: usage: python -m pipeline.flows {{{','.join(flows)}}} [NAME=VALUE ...]", file=sys.stderr)
-        return 2
-    url = os.environ.get("PREFECT_API_URL", "")
-    if url and (problem := problem_with(f"{url.rstrip('/')}/health")):
-        print(
-            f"flows: error: the Prefect server at {url}: {problem}; start it, or unset PREFECT_API_URL", file=sys.stderr
-        )
+    try:
+        if name not in flows:
+            raise PipelineError(f"usage: python -m pipeline.flows {{{','.join(flows)}}} [NAME=VALUE ...]")
+        parameters, known = parse_settings(settings), list(flows[name].parameters.properties)
+        if unknown := sorted(set(parameters) - set(known)):
+            raise PipelineError(f"{name} takes no {unknown[0]!r}; known: {', '.join(known)}")
+        check_prefect_server()
+    except PipelineError as error:
+        print(f"flows: error: {error}", file=sys.stderr)
         return 1
-    parameters = {}
-    for setting in settings:
-        key, _, value = setting.partition("=")
-        with suppress(json.JSONDecodeError):
-            value = json.loads(value)
-        parameters[key] = value
-    known = list(flows[name].parameters.properties)
-    if unknown := sorted(set(parameters) - set(known)):
-        print(f"flows: error: {name} takes no {unknown[0]!r}; known: {', '.join(known)}", file=sys.stderr)
-        return 2
     state: State[Any] = flows[name](**parameters, return_state=True)
     print(f"{name}: {state.name}: {state.message}", flush=True)
     return 0 if state.is_completed() else 1

@@ -23,7 +23,7 @@ import yaml
 
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
-from pipeline.services import problem_with
+from pipeline.services import check_prefect_server, problem_with, without_credentials
 
 HOME = Path(".prefect")
 STARTED = HOME / "started.json"
@@ -61,16 +61,17 @@ def run_flow(deployment: str, parameters: dict[str, Any]) -> int:
         PipelineError: PREFECT_API_URL does not answer, or server, workers or deployment could not be set up.
     """
     url = _server()
+    page = without_credentials(url).removesuffix("/api")
     with _settings(url):
         # Two cores start one worker and one deployment in half the time of all; a training needs no more to begin with.
         begins = deployment.startswith("train/")
         if begins:
             _set_up(POOLS[:1], deployment)
-            run_id = _create_run(deployment, parameters, url)
+            run_id = _create_run(deployment, parameters, page)
         _set_up(POOLS, "*/local")
         _install_automation()
-        print(f"Prefect: {url.removesuffix('/api')}; in a shell: export PREFECT_API_URL={url}", flush=True)
-        return _watch(deployment, run_id if begins else _create_run(deployment, parameters, url))
+        print(f"Prefect: {page}; in a shell: export PREFECT_API_URL={page}/api", flush=True)
+        return _watch(deployment, run_id if begins else _create_run(deployment, parameters, page))
 
 
 def stop() -> list[str]:
@@ -87,8 +88,7 @@ def stop() -> list[str]:
 def _server() -> str:
     """Address of the API: PREFECT_API_URL, the server of an earlier call, or a new one."""
     if url := os.environ.get("PREFECT_API_URL"):
-        if problem := problem_with(f"{url.rstrip('/')}/health"):
-            raise PipelineError(f"the Prefect server at {url}: {problem}; start it, or unset PREFECT_API_URL")
+        check_prefect_server()
         return url
     for process in _started():
         if process.url and _is_alive(process) and problem_with(f"{process.url}/health") is None:
@@ -137,7 +137,7 @@ def _install_automation() -> None:
         _prefect("automation", "create", "--from-file", str(AUTOMATION))
 
 
-def _create_run(deployment: str, parameters: dict[str, Any], url: str) -> UUID:
+def _create_run(deployment: str, parameters: dict[str, Any], page: str) -> UUID:
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
@@ -149,7 +149,7 @@ def _create_run(deployment: str, parameters: dict[str, Any], url: str) -> UUID:
             raise PipelineError(f"no deployment {deployment!r}; those of prefect.yaml end in /local") from None
         except PrefectHTTPStatusError as error:
             raise PipelineError(f"{deployment}: the server refuses these parameters: {error.response.text}") from None
-    print(f"{deployment}: {run.name}, {url.removesuffix('/api')}/runs/flow-run/{run.id}", flush=True)
+    print(f"{deployment}: {run.name}, {page}/runs/flow-run/{run.id}", flush=True)
     return run.id
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from pipeline.config import Profile
 from pipeline.errors import PipelineError
 from pipeline.registry import CHALLENGER, CHAMPION, TEST_DATA_TAG, registry_errors, version_metrics
 from pipeline.sender import connect
@@ -106,6 +107,14 @@ def judge(
     wins = any(new > old for old, new in pairs.values())
     verdicts.append(Verdict(f"better in {' or '.join(better)}", old_text, new_text, wins))
     return verdicts
+
+
+def decide(profile: Profile, *, rollback: bool, reason: str = "", dry_run: bool = False) -> Decision:
+    """`promote` by the rules of a profile, or `roll_back`; see there for what they raise."""
+    name, rules = profile.register_.registered_model_name, profile.promote
+    if rollback:
+        return roll_back(name, reason=reason, dry_run=dry_run)
+    return promote(name, not_below=rules.not_below, better=rules.better, reason=reason, dry_run=dry_run)
 
 
 def promote(

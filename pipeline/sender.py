@@ -14,11 +14,14 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from pipeline.files import write_json
+from pipeline.services import without_credentials
+from pipeline.system_metrics import SystemMetrics
 from pipeline.tracking import SPOOLS, WAITING, WEIGHTS_TAG
 
 if TYPE_CHECKING:
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "gain"
 DEFAULT_URI = "sqlite:///mlflow.db"  # what a bare `mlflow ui` in the repository root shows
+RECORD_TAG = "mlflow.gain.record"  # names the spool that a run is made of; MLflow's UI hides tags that begin so
+EVENTS, SYSTEM = "events.jsonl", "system.jsonl"
 RETRY_SECONDS = 5.0
 POLL_SECONDS = 0.1
 # MLflow's own defaults let an unreachable server block a call for four minutes.
@@ -54,7 +59,8 @@ def connect() -> tuple["MlflowClient", str]:
     from filelock import FileLock
     from mlflow import MlflowClient, set_tracking_uri
 
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    for name in ("mlflow", "urllib3"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # a failing server has one warning, written here
     set_tracking_uri(tracking_uri())
     SPOOLS.mkdir(exist_ok=True)
     database = local_database()
@@ -79,11 +85,16 @@ def find_run(client: "MlflowClient", experiment_id: str, weights_sha256: str) ->
 class Spool:
     """One spool on its way, from where an earlier sender stopped. Methods raise whatever MLflow raises.
 
+    Everything arrives once: what was under way when a sender or a server died is looked for before it is sent again.
+
+    Args:
+        watch: log this machine's use to the run meanwhile.
+
     Raises:
         filelock.Timeout: another sender still has the spool, as after kill -9 of the stage that it served.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, watch: bool) -> None:
         from filelock import FileLock
 
         self._lock = FileLock(folder / "sender.lock")
@@ -91,32 +102,35 @@ class Spool:
         self.folder = folder
         self.header = json.loads((folder / "header.json").read_text(encoding="utf-8"))
         state = folder / "state.json"
-        self.state: dict[str, Any] = {"run_id": None, "reopened": False, "sent": 0}
+        self.state: dict[str, Any] = {"run_id": None, "reopened": False, EVENTS: 0, SYSTEM: 0}
         if state.exists():
             self.state = json.loads(state.read_text(encoding="utf-8"))
         self.finished = False
+        self._in_doubt = {EVENTS, SYSTEM} if state.exists() else set()  # files whose next event may have arrived
         self._opened = False
-        self._monitor: Any = None
+        self._watch = watch
+        self._system_metrics: SystemMetrics | None = None
 
     def send(self, client: "MlflowClient", experiment_id: str) -> None:
         """Send every event that has not been sent."""
         if not self._opened:
             self._open_run(client, experiment_id)
-        lines = (self.folder / "events.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-        for line in lines[self.state["sent"] :]:
-            if not line.endswith("\n"):
-                break
-            self._send_event(client, json.loads(line))
-            self._save(sent=self.state["sent"] + 1)
+        self._send_file(client, SYSTEM)
+        self._send_file(client, EVENTS)
 
     def close(self, client: "MlflowClient") -> None:
         """Mark the run finished, or killed until it is resumed; a finished spool is deleted."""
-        if self._monitor is not None:
-            self._monitor.finish()
+        if self._system_metrics is not None:
+            self._system_metrics.stop()
+            self._send_file(client, SYSTEM)
         if not self.state["reopened"]:
             client.set_terminated(self.state["run_id"], "FINISHED" if self.finished else "KILLED")
         if self.finished:
             shutil.rmtree(self.folder)
+        self.release()
+
+    def release(self) -> None:
+        """Leave the spool to other senders."""
         self._lock.release()
 
     def _open_run(self, client: "MlflowClient", experiment_id: str) -> None:
@@ -126,22 +140,40 @@ class Spool:
             self._save(run_id=run_id or self._create_run(client, experiment_id), reopened=run_id is not None)
         elif not self.state["reopened"]:
             client.update_run(self.state["run_id"], status="RUNNING")
-        if not self.state["reopened"]:
-            self._monitor = start_system_metrics(self.state["run_id"])
+        if self._watch and not self.state["reopened"] and self._system_metrics is None:
+            self._system_metrics = SystemMetrics(self.folder / SYSTEM)
         self._opened = True
 
     def _create_run(self, client: "MlflowClient", experiment_id: str) -> str:
         from mlflow.entities import Param
 
-        tags = dict(self.header["tags"])
+        record = self.header["record"]
+        tags = {**self.header["tags"], RECORD_TAG: record}
         if self.header["weights_sha256"]:
             tags[WEIGHTS_TAG] = self.header["weights_sha256"]
-        run_id: str = client.create_run(experiment_id, tags=tags, run_name=self.header["run_name"]).info.run_id
+        # The answer to an earlier request for the same run may have been lost.
+        begun = client.search_runs([experiment_id], f"tags.`{RECORD_TAG}` = '{record}'", max_results=1)
+        run = begun[0] if begun else client.create_run(experiment_id, tags=tags, run_name=self.header["run_name"])
+        run_id: str = run.info.run_id
         client.log_batch(run_id, params=[Param(key, value) for key, value in self.header["params"].items()])
         if self.header["dataset"]:
             log_dataset(client, run_id, self.header["dataset"])
         print(f"MLflow: run {self.header['run_name']} is {run_id}", flush=True)
         return run_id
+
+    def _send_file(self, client: "MlflowClient", name: str) -> None:
+        path = self.folder / name
+        if not path.exists():
+            return
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True)[self.state[name] :]:
+            if not line.endswith("\n"):
+                break
+            event = json.loads(line)
+            if name not in self._in_doubt or not self._has_arrived(client, event):
+                self._in_doubt.add(name)
+                self._send_event(client, event)
+            self._save(**{name: self.state[name] + 1})
+            self._in_doubt.discard(name)
 
     def _send_event(self, client: "MlflowClient", event: dict[str, Any]) -> None:
         from mlflow.entities import Metric, RunTag
@@ -151,7 +183,7 @@ class Spool:
             metrics = [Metric(name, value, event["time"], event["step"]) for name, value in event["values"].items()]
             client.log_batch(run_id, metrics=metrics)
         elif kind == "image":
-            with Image.open(self.folder / "files" / event["file"]) as image:
+            with self._image(event) as image:
                 client.log_image(run_id, image, key=event["key"], step=event["step"], timestamp=event["time"])
         elif kind == "artifact":
             client.log_artifact(run_id, str(self.folder / "files" / event["file"]), event["folder"] or None)
@@ -160,18 +192,44 @@ class Spool:
         elif kind == "finish":
             self.finished = True
 
+    def _has_arrived(self, client: "MlflowClient", event: Mapping[str, Any]) -> bool:
+        """Whether the run has an event already; tags and artifacts may go twice, since they replace themselves."""
+        run_id = self.state["run_id"]
+        if event["kind"] == "metrics":
+            history = client.get_metric_history(run_id, next(iter(event["values"])))  # a batch arrives whole
+            return any((metric.timestamp, metric.step) == (event["time"], event["step"]) for metric in history)
+        if event["kind"] == "image":
+            with self._image(event) as image:
+                return complete_image(client, run_id, event, image)
+        return False
+
+    def _image(self, event: Mapping[str, Any]) -> Image.Image:
+        return Image.open(self.folder / "files" / event["file"])
+
     def _save(self, **changes: Any) -> None:
         self.state |= changes
         write_json(self.folder / "state.json", self.state)
 
 
-def start_system_metrics(run_id: str) -> Any:
-    """CPU, memory, disk, network and GPU use of this machine, logged to the run every 10 s."""
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+def complete_image(client: "MlflowClient", run_id: str, event: Mapping[str, Any], image: Image.Image) -> bool:
+    """Send the rest of a picture whose first part has arrived; False if nothing of it has.
 
-    monitor = SystemMetricsMonitor(run_id, resume_logging=True)
-    monitor.start()
-    return monitor
+    MLflow keeps a picture as KEY+step+N+timestamp+MS+ID.png, then a small copy of it, then a tag of the run.
+    """
+    from mlflow.tracking.multimedia import compress_image_size
+    from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
+
+    start = f"{event['key'].replace('/', '~')}+step+{event['step']}+timestamp+{event['time']}+"
+    names = [Path(file.path).name for file in client.list_artifacts(run_id, "images")]
+    name = next((name for name in names if name.startswith(start) and name.endswith(".png")), None)
+    if name is None:
+        return False
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / f"{Path(name).stem}+compressed.webp"
+        compress_image_size(image).save(copy)
+        client.log_artifact(run_id, str(copy), "images")
+    client.set_tag(run_id, MLFLOW_LOGGED_IMAGES, True)
+    return True
 
 
 def log_dataset(client: "MlflowClient", run_id: str, dataset: Mapping[str, str]) -> None:
@@ -221,7 +279,7 @@ def send_all(inbox: Inbox) -> bool:
             if client is None:
                 client, experiment_id = connect()
             while named:
-                spools.append(Spool(SPOOLS / named[0]))
+                spools.append(Spool(SPOOLS / named[0], watch=True))
                 del named[0]
             for spool in list(spools):
                 spool.send(client, experiment_id)
@@ -250,29 +308,48 @@ def num_waiting() -> int:
 
 
 def _finished_spools() -> list[Path]:
-    return [path for path in sorted(SPOOLS.glob("*/events.jsonl")) if '"kind": "finish"' in path.read_text("utf-8")]
+    return [path for path in sorted(SPOOLS.glob(f"*/{EVENTS}")) if '"kind": "finish"' in path.read_text("utf-8")]
 
 
 def send_waiting() -> bool:
-    """Send the finished spools that earlier senders could not; those that another sender has are left to it."""
+    """Send the finished spools that earlier senders could not; those that another sender has are left to it.
+
+    A record that MLflow refuses, as when its run was deleted, stays where it is and does not hold up the others.
+    """
     from filelock import Timeout
 
     finished = _finished_spools()
     if not finished:
         return True
+    done = True
     try:
         client, experiment_id = connect()
         for events in finished:
             try:
-                spool = Spool(events.parent)
+                spool = Spool(events.parent, watch=False)
             except Timeout:
                 continue
-            spool.send(client, experiment_id)
-            spool.close(client)
+            try:
+                spool.send(client, experiment_id)
+                spool.close(client)
+            except Exception as error:
+                if not is_refusal(error):
+                    raise
+                _warn(error, events.parent)
+                done = False
+            finally:
+                spool.release()
     except Exception as error:  # a tracking server can fail in any way
         _warn(error)
         return False
-    return True
+    return done
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether MLflow answered and said no, so that asking again is no use."""
+    from mlflow.exceptions import MlflowException
+
+    return isinstance(error, MlflowException) and 400 <= error.get_http_status_code() < 500
 
 
 def main() -> int:
@@ -284,9 +361,14 @@ def main() -> int:
     return 0 if send_all(Inbox()) and send_waiting() else 1
 
 
-def _warn(error: Exception) -> None:
-    reason = " ".join(str(error).split())[:200]
-    print(f"warning: MLflow at {tracking_uri()}: {reason}; {WAITING}", file=sys.stderr, flush=True)
+def _warn(error: Exception, record: Path | None = None) -> None:
+    text = " ".join(str(error).split())
+    reason = without_credentials(text.rpartition("Caused by ")[2])[
+        :200
+    ]  # of a request that failed, the cause says most
+    where = without_credentials(tracking_uri())
+    waiting = f"{record} keeps its record; delete it to give it up" if record else WAITING
+    print(f"warning: MLflow at {where}: {reason}; {waiting}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The servers that a run depends on, asked whether they answer; nobody here waits without bound."""
 
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from queue import Empty, Queue
@@ -19,8 +21,26 @@ def problem_with(url: str) -> str | None:
         with requests.get(url, timeout=ANSWER_SECONDS, stream=True) as response:
             return None if response.ok else f"HTTP {response.status_code}"
     except requests.exceptions.RequestException as error:
-        host = urlsplit(url).netloc
+        host = urlsplit(url).netloc.rpartition("@")[2]
         return f"no answer within {ANSWER_SECONDS:.0f} s" if "timed out" in str(error) else f"{host} cannot be reached"
+
+
+def without_credentials(text: str) -> str:
+    """The text with user and password taken out of every address in it, for logs and artifacts."""
+    return re.sub(r"(\w://)[^/\s@]+@", r"\1", text)
+
+
+def check_prefect_server() -> None:
+    """The server that PREFECT_API_URL names, if it names one, answers.
+
+    Raises:
+        PipelineError: it does not.
+    """
+    url = os.environ.get("PREFECT_API_URL", "")
+    if url and (problem := problem_with(f"{url.rstrip('/')}/health")):
+        raise PipelineError(
+            f"the Prefect server at {without_credentials(url)}: {problem}; start it, or unset PREFECT_API_URL"
+        )
 
 
 def default_remote(folder: Path) -> str | None:
@@ -45,14 +65,14 @@ def default_remote(folder: Path) -> str | None:
                 if odb.fs.protocol == "local" and not Path(odb.path).parents[2].exists():
                     raise FileNotFoundError(f"{Path(odb.path).parents[2]} is not there")
                 odb.fs.exists(odb.path)
-                return f"{name} ({odb.path})"
+                return without_credentials(f"{name} ({odb.path})")
         except NotDvcRepoError:
             return None
 
     try:
         return _within(ask)
     except Exception as error:  # whatever a storage client raises
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = without_credentials(" ".join(str(error).split()))[:200] or type(error).__name__
         raise PipelineError(
             f"the DVC remote does not answer ({reason}); `dvc remote list` shows its address"
         ) from error

@@ -7,7 +7,8 @@ warning; what was missed waits in its spool for the next run.
     .tracking/NAME/header.json     run name, tags, parameters, data set
     .tracking/NAME/events.jsonl    one event a line: metrics, image, artifact, tags, finish
     .tracking/NAME/files/          pictures and artifacts
-    .tracking/NAME/state.json      written by the sender: run id and how many events were sent
+    .tracking/NAME/system.jsonl    written by the sender: the machine's use, as events
+    .tracking/NAME/state.json      written by the sender: run id and how many events of either file were sent
 """
 
 import json
@@ -15,6 +16,7 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from io import BytesIO
@@ -89,6 +91,7 @@ class Tracker:
     ) -> None:
         self.folder = SPOOLS / name
         header = {
+            "record": self._record_id(),
             "run_name": run_name,
             "params": flatten(params or {}),
             "tags": {**source_tags(), DESCRIPTION_TAG: reproduction(), **(tags or {})},
@@ -135,6 +138,11 @@ class Tracker:
     def describe(self, result: str) -> None:
         """Markdown to show at the top of the run, above how to get the same run again."""
         self._record("tags", values={DESCRIPTION_TAG: f"{result}\n\n{reproduction()}"})
+
+    def _record_id(self) -> str:
+        """Of the run, from the day that its spool was made."""
+        path = self.folder / "header.json"
+        return str(json.loads(path.read_text(encoding="utf-8"))["record"]) if path.exists() else uuid.uuid4().hex
 
     def _record(self, kind: str, content: bytes | None = None, **event: Any) -> None:
         identity = (kind, event.get("key"), event.get("step"))
