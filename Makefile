@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro study test team-test flow down doctor bench docs format ui lock clean
+.PHONY: help repro study test team-test ui-test flow down doctor bench docs format ui lock clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -47,8 +47,11 @@ flow: $(BIN)/.installed ## the pipeline through Prefect: server, worker, deploym
 down: $(BIN)/.installed ## stop the server and the workers that `make flow` started
 	$(BIN)/gain down
 
-ui: $(BIN)/.installed ## MLflow's UI on http://127.0.0.1:5000
-	$(BIN)/mlflow ui
+ui: $(BIN)/.installed ## the runs in MLflow's UI on http://127.0.0.1:5000
+	$(BIN)/gain ui
+
+ui-test: $(BIN)/.installed ## the runs in MLflow's UI, looked at with a browser (needs Debian's chromium)
+	$(BIN)/pytest tests/browser
 
 lock: $(BIN)/.installed ## resolve requirements.lock anew (needs uv)
 	uv pip compile --universal --generate-hashes --python-version 3.11 --group dev \

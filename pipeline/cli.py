@@ -1,5 +1,6 @@
 """`gain`: what a person does beside the pipeline."""
 
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -114,6 +115,29 @@ def send_records() -> None:
     if not send_waiting():
         sys.exit(1)
     print(f"sync: {waiting - num_waiting()} records sent, {num_waiting()} waiting")
+
+
+@app.command("ui")
+def show_runs(port: Annotated[int, typer.Option(help="of MLflow's UI on 127.0.0.1")] = 5000) -> None:
+    """Show the runs in MLflow's UI, with the addresses of the views that a comparison begins with."""
+    from pipeline.registry import registry_errors
+    from pipeline.saved_views import VIEWS, view_page
+    from pipeline.sender import connect, tracking_uri
+    from pipeline.services import without_credentials
+
+    uri = tracking_uri()
+    try:
+        with registry_errors("the list of runs"):
+            _, experiment_id = connect()
+    except PipelineError as error:
+        sys.exit(f"ui: error: {error}")
+    is_server = uri.startswith("http")
+    for name in VIEWS:
+        base = without_credentials(uri.rstrip("/")) if is_server else f"http://127.0.0.1:{port}"
+        print(f"{name}: {base}/{view_page(name, experiment_id)}", flush=True)
+    if not is_server:
+        command = ["mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
+        os.execv(sys.executable, [sys.executable, "-m", *command])
 
 
 @app.command("predict")

@@ -19,7 +19,7 @@ from prefect.client.schemas.objects import State
 
 from pipeline.config import Params
 from pipeline.dag import StagePlan
-from pipeline.registry import find_runs, select_variant
+from pipeline.registry import find_runs, flat_scores, select_variant
 from pipeline.sender import tracking_uri
 from pipeline.services import without_credentials
 
@@ -89,10 +89,7 @@ class Report:
             best = select_variant(
                 metrics, self.params.profile.register_.candidates, self.params.profile.register_.metric
             )
-            rows = [
-                {"model": name, "best": name == best, **{k: v for group in groups.values() for k, v in group.items()}}
-                for name, groups in metrics.items()
-            ]
+            rows = [{"model": name, "best": name == best, **flat_scores(groups)} for name, groups in metrics.items()]
             create_table_artifact(rows, key="scores", description="Every score of every model, as fractions")
         create_markdown_artifact(
             self._summary(list(metrics)), key="summary", description="Stages, scores and MLflow runs"

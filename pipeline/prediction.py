@@ -131,6 +131,26 @@ def grey_png(attention: NDArray[np.floating]) -> bytes:
     return _png(Image.fromarray((attention * 255).round().astype(np.uint8)))
 
 
+def run_lengths(classes: NDArray[np.uint8], class_names: Sequence[str]) -> dict[str, dict[str, list[int]]]:
+    """Masks of the classes found in a segmentation (H, W), as COCO's uncompressed run lengths.
+
+    Returns:
+        Class name to {"size": [H, W], "counts": [...]}: lengths of runs outside and inside the mask in turn, column
+        after column, the first outside.
+    """
+    pixels = classes.ravel(order="F")
+    ends = np.append(np.flatnonzero(np.diff(pixels)) + 1, pixels.size)
+    starts, values = np.insert(ends[:-1], 0, 0), pixels[np.insert(ends[:-1], 0, 0)]
+    found = {}
+    for value in np.unique(values[values > 0]):
+        # Where the mask begins and ends; runs of the class never touch, since equal neighbours are one run.
+        bounds = np.stack([starts[values == value], ends[values == value]], axis=1).ravel()
+        counts = np.diff(bounds, prepend=0, append=pixels.size)
+        counts = counts[:-1] if bounds[-1] == pixels.size else counts
+        found[class_names[value - 1]] = {"size": list(classes.shape), "counts": counts.tolist()}
+    return found
+
+
 def probability_table(class_probs: Mapping[str, float]) -> str:
     """The predicted classes with their probabilities, the likeliest first."""
     likely = sorted(((p, name) for name, p in class_probs.items() if p >= PREDICTED), reverse=True)

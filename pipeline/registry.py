@@ -31,6 +31,7 @@ SERVING_REQUIREMENTS = (
     "safetensors",
 )
 TEST_DATA_TAG = "test_data_digest"
+SCORE = "test/"  # before a score's name in MLflow, of a run as of a version
 
 
 def select_variant(metrics: Mapping[str, Mapping[str, Mapping[str, float]]], candidates: list[str], metric: str) -> str:
@@ -44,12 +45,17 @@ def select_variant(metrics: Mapping[str, Mapping[str, Mapping[str, float]]], can
     """
     scores = {}
     for variant in candidates:
-        values = {name: value for group in metrics.get(variant, {}).values() for name, value in group.items()}
+        values = flat_scores(metrics.get(variant, {}))
         if metric not in values:
             known = ", ".join(values) or "nothing; it was not evaluated"
             raise PipelineError(f"params.yaml: register.metric: {metric!r} is unknown for {variant}, which has {known}")
         scores[variant] = values[metric]
     return max(candidates, key=lambda variant: scores[variant])
+
+
+def flat_scores(groups: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Group to score to value, as score to value."""
+    return {name: value for group in groups.values() for name, value in group.items()}
 
 
 def register_model(
@@ -120,12 +126,12 @@ def download_weights(registered_model_name: str, alias: str, folder: Path) -> Pa
 
 
 def version_metrics(client: "MlflowClient", version: Any) -> dict[str, float]:
-    """The newest value of every metric of a model version."""
+    """The newest value of every score of a model version."""
     newest: dict[str, Any] = {}
     for metric in client.get_logged_model(_model_id(version)).metrics or []:
         if metric.key not in newest or metric.timestamp >= newest[metric.key].timestamp:
             newest[metric.key] = metric
-    return {name: metric.value for name, metric in newest.items()}
+    return {name.removeprefix(SCORE): metric.value for name, metric in newest.items()}
 
 
 @contextmanager
@@ -152,18 +158,22 @@ def _log_metrics(client: "MlflowClient", version: Any, metrics: Mapping[str, flo
 
     now = int(time.time() * 1000)
     model_id = _model_id(version)
-    entries = [Metric(key, value, now, 0, model_id=model_id, run_id=version.run_id) for key, value in metrics.items()]
+    entries = [
+        Metric(f"{SCORE}{name}", value, now, 0, model_id=model_id, run_id=version.run_id)
+        for name, value in metrics.items()
+    ]
     client.log_batch(version.run_id, metrics=entries)
 
 
 def _log_version(run_id: str, weights: Path, registered_model_name: str) -> str:
     import mlflow
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import AnyType
 
     # Text or nested lists in, a mapping, text and a mapping out: columns of MLflow's AnyType.
     outputs = Schema([ColSpec(AnyType(), name) for name in ("class_probs", "segmentation", "attention")])
+    params = ParamSchema([ParamSpec("segmentation", DataType.string, "png")])
     package = Path(__file__).parent
     with mlflow.start_run(run_id=run_id):
         info: Any = mlflow.pyfunc.log_model(
@@ -171,7 +181,7 @@ def _log_version(run_id: str, weights: Path, registered_model_name: str) -> str:
             python_model=str(package / "serving.py"),
             artifacts={"weights": str(weights)},
             code_paths=[str(package)],
-            signature=ModelSignature(inputs=Schema([ColSpec(AnyType(), "image")]), outputs=outputs),
+            signature=ModelSignature(Schema([ColSpec(AnyType(), "image")]), outputs, params),
             input_example=_input_example(),
             registered_model_name=registered_model_name,
             pip_requirements=[f"{name}=={metadata.version(name)}" for name in SERVING_REQUIREMENTS],

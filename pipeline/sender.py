@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from pipeline.files import write_json
+from pipeline.saved_views import experiment_tags
 from pipeline.services import without_credentials
 from pipeline.system_metrics import SystemMetrics
 from pipeline.tracking import SPOOLS, WAITING, WEIGHTS_TAG
@@ -71,6 +72,9 @@ def connect() -> tuple["MlflowClient", str]:
         client = MlflowClient()
         experiment = client.get_experiment_by_name(EXPERIMENT)
         experiment_id = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT, artifacts)
+        missing = experiment_tags().items() - (experiment.tags if experiment else {}).items()
+        for name, value in missing:
+            client.set_experiment_tag(experiment_id, name, value)
     return client, experiment_id
 
 

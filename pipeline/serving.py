@@ -16,16 +16,17 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from pipeline.data.voc import voc_palette
 from pipeline.errors import PipelineError
 from pipeline.model.weights import load_weights
-from pipeline.prediction import Outputs, grey_png, palette_png, predict, served_image
+from pipeline.prediction import Outputs, grey_png, palette_png, predict, run_lengths, served_image
 
 MAX_IMAGES = 16  # of one request
+SEGMENTATIONS = ("png", "run_length")
 
 
 class GuidedSegmentation(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     """pyfunc flavour: a data frame with a column `image`, one prediction per row.
 
     An image is base64 of a PNG or JPEG file, or nested lists (H, W, 3) of 0 to 255, of any size up to
-    `prediction.MAX_PIXELS`.
+    `prediction.MAX_PIXELS`. The parameter `segmentation` chooses how that comes back.
     """
 
     def load_context(self, context: Any) -> None:
@@ -34,14 +35,21 @@ class GuidedSegmentation(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         model, self.class_names = load_weights(context.artifacts["weights"])
         self.outputs = Outputs(model.to(memory_format=torch.channels_last).to(self.device).eval())
 
-    def predict(self, model_input: pd.DataFrame) -> pd.DataFrame:
-        """Columns class_probs (name to probability), segmentation (base64 palette PNG of class values) and attention
-        (base64 grey PNG, 0 to 255, by name of each predicted class), all at the size of the image.
+    def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Columns class_probs (name to probability), segmentation (base64 palette PNG of class values, or run lengths
+        by name of each class found, see `prediction.run_lengths`) and attention (base64 grey PNG, 0 to 255, by name of
+        each predicted class), all at the size of the image.
+
+        Args:
+            params: {"segmentation": "png" or "run_length"}; PNG without.
 
         Raises:
             MlflowException: a request that the server answers with status 400 and the reason.
         """
+        form = (params or {}).get("segmentation", SEGMENTATIONS[0])
         try:
+            if form not in SEGMENTATIONS:
+                raise PipelineError(f"params: segmentation is {form!r}; choose one of {', '.join(SEGMENTATIONS)}")
             if "image" not in model_input or len(model_input) > MAX_IMAGES:
                 raise PipelineError(f"a request has a column image with 1 to {MAX_IMAGES} images")
             # All are looked at before the first is computed.
@@ -52,7 +60,9 @@ class GuidedSegmentation(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         for image in images:
             found = predict(self.outputs, self.class_names, image, self.device)
             attention = {name: _text(grey_png(pixels)) for name, pixels in found.attention.items()}
-            segmentation = _text(palette_png(found.segmentation, voc_palette()))
+            segmentation: Any = run_lengths(found.segmentation, self.class_names)
+            if form == "png":
+                segmentation = _text(palette_png(found.segmentation, voc_palette()))
             rows.append({"class_probs": found.class_probs, "segmentation": segmentation, "attention": attention})
         return pd.DataFrame(rows, columns=["class_probs", "segmentation", "attention"])
 

@@ -70,9 +70,9 @@ class Tracker:
     Args:
         tracking: sends the spool.
         name: of the spool; equal names are the same run.
-        run_name: as shown in the UI.
+        run_name: as shown in the UI; the name of the DVC experiment, if the run is one, is added.
         params: nested parameters; logged flat, as "finetune.training.learning_rate".
-        tags: string tags.
+        tags: string tags; empty ones are left out.
         weights_sha256: continue the run that produced these weights instead of starting one; without such a run on
             the server, one is started.
         dataset: {"name", "digest", "context"} of the data set, if any.
@@ -90,11 +90,13 @@ class Tracker:
         dataset: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = SPOOLS / name
+        experiment = os.environ.get("DVC_EXP_NAME", "")
+        all_tags = {**source_tags(), DESCRIPTION_TAG: reproduction(), **(tags or {})}
         header = {
             "record": self._record_id(),
-            "run_name": run_name,
+            "run_name": f"{run_name}-{experiment}" if experiment else run_name,
             "params": flatten(params or {}),
-            "tags": {**source_tags(), DESCRIPTION_TAG: reproduction(), **(tags or {})},
+            "tags": {key: value for key, value in all_tags.items() if value},
             "weights_sha256": weights_sha256,
             "dataset": dict(dataset) if dataset else None,
         }

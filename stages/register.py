@@ -11,7 +11,7 @@ from pipeline.data.manifest import data_digest, read_manifest
 from pipeline.data.voc import read_class_names
 from pipeline.files import digest_file, write_json, write_text
 from pipeline.model_card import model_card
-from pipeline.registry import TEST_DATA_TAG, register_model, select_variant
+from pipeline.registry import TEST_DATA_TAG, flat_scores, register_model, select_variant
 from stages import Workspace, run_stage
 
 TRAINING_SPLITS = ("train", "val")
@@ -46,7 +46,7 @@ def register(params: Params, space: Workspace) -> None:
         registered_model_name=options.registered_model_name,
         run_name=f"{variant}-seed{params.seed}",
         tags=tags,
-        metrics={name: value for group in metrics[variant].values() for name, value in group.items()},
+        metrics=flat_scores(metrics[variant]),
         description=card,
     )
     # No version number in here: it is the registry's, and would differ wherever the same model is registered.

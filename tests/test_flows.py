@@ -181,7 +181,7 @@ def test_deployment_run_with_other_parameters_is_an_experiment(site):
     assert (site.folder / "params.yaml").read_bytes(), git(site.folder, "status", "--short") == before
     assert list((site.folder / ".runs").iterdir()) == []
     names = {run.info.run_name for run in mlflow.MlflowClient(f"sqlite:///{site.folder}/mlflow.db").search_runs(["1"])}
-    assert "pretrain-seed1" in names
+    assert "pretrain-seed1-other-seed" in names
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,24 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from pipeline.export import OUTPUT_NAMES, export_onnx
 from pipeline.gain.attention import attention_to_image, class_attention, normalise_attention
 from pipeline.model.weights import save_weights
-from pipeline.prediction import MAX_PIXELS, Outputs, grey_png, palette_png, predict, read_image, served_image
+from pipeline.prediction import (
+    MAX_PIXELS,
+    Outputs,
+    grey_png,
+    palette_png,
+    predict,
+    read_image,
+    run_lengths,
+    served_image,
+)
 
 NAMES = ("cat", "dog", "cow")
 CPU = torch.device("cpu")
@@ -123,3 +135,14 @@ def test_onnx_graph_agrees_at_any_batch_and_size(tiny_model, tmp_path, options):
 def test_export_that_cannot_be_written_leaves_nothing(tiny_model, tmp_path, refused):
     assert "weights missing" in refused(export_onnx, tmp_path / "none.safetensors", tmp_path / "net.onnx")
     assert not (tmp_path / "net.onnx").exists()
+
+
+@given(arrays.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 3)))
+def test_run_lengths_give_the_masks_back(classes):
+    found = run_lengths(classes, ("cat", "dog", "cow"))
+    assert set(found) == {("cat", "dog", "cow")[value - 1] for value in np.unique(classes) if value}
+    for name, mask in found.items():
+        runs, outside_first = mask["counts"], np.arange(len(mask["counts"])) % 2
+        pixels = np.repeat(outside_first, runs).reshape(mask["size"], order="F")
+        assert (pixels == (classes == ("cat", "dog", "cow").index(name) + 1)).all()
+        assert min(runs[1:]) > 0

@@ -7,11 +7,14 @@ import os
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import requests
 import torch
@@ -50,14 +53,26 @@ def registry(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(registry, tmp_path_factory) -> Iterator[str]:
+    """`mlflow models serve` where all packages are installed but the project is not, and no checkout is at hand."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(elsewhere / "venv")], check=True)
+    (packages,) = (elsewhere / "venv/lib").glob("*/site-packages")
+    # A folder named in a .pth file is searched, but the .pth files in it, such as the project's, are not read.
+    (packages / "packages.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    python_here = elsewhere / "venv/bin/python"
+    uvicorn = elsewhere / "venv/bin/uvicorn"
+    uvicorn.write_text(f"#!{python_here}\nimport uvicorn\n\nuvicorn.main()\n")
+    uvicorn.chmod(0o755)
+    env = environment(elsewhere) | {"MLFLOW_TRACKING_URI": f"sqlite:///{registry}/mlflow.db"}
+    env["PATH"] = f"{uvicorn.parent}:{env['PATH']}"
+    del env["PYTHONPATH"]
+    installed = subprocess.run([python_here, "-c", "import pipeline"], cwd=elsewhere, env=env, capture_output=True)
+    assert b"No module named 'pipeline'" in installed.stderr
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
-    env = environment(elsewhere) | {"MLFLOW_TRACKING_URI": f"sqlite:///{registry}/mlflow.db"}
-    del env["PYTHONPATH"]
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", "models:/fcn8s-gain@challenger"]
-    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+    command = [python_here, "-m", "mlflow", "models", "serve", "--model-uri", "models:/fcn8s-gain@challenger"]
+    command += ["--env-manager", "local", "--port", str(port)]
     with (elsewhere / "log").open("w") as log:
         process = subprocess.Popen(
             command, cwd=elsewhere, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -69,10 +84,17 @@ def server(registry, tmp_path_factory) -> Iterator[str]:
             assert process.poll() is None, (elsewhere / "log").read_text()
             assert time.monotonic() < deadline, (elsewhere / "log").read_text()
             time.sleep(0.2)
+        assert {connection.laddr.ip for connection in listening(process.pid)} == {"127.0.0.1"}
         yield url
     finally:
         os.killpg(process.pid, 15)
         process.wait(PATIENCE)
+
+
+def listening(pid: int) -> list[Any]:
+    """Sockets on which a process and its children wait for connections."""
+    family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    return [found for member in family for found in member.net_connections("inet") if found.status == "LISTEN"]
 
 
 def answers(url: str) -> bool:
@@ -82,8 +104,8 @@ def answers(url: str) -> bool:
         return False
 
 
-def ask(url: str, images: list[object]) -> requests.Response:
-    body = {"dataframe_split": {"columns": ["image"], "data": [[image] for image in images]}}
+def ask(url: str, images: list[object], **params: object) -> requests.Response:
+    body = {"dataframe_split": {"columns": ["image"], "data": [[image] for image in images]}, "params": params}
     return requests.post(f"{url}/invocations", json=body, timeout=PATIENCE)
 
 
@@ -109,6 +131,20 @@ def test_images_of_any_kind_and_size_get_their_three_answers(server):
     assert (segmentation.mode, segmentation.size) == ("P", (53, 37))
     assert {picture(attention).size for attention in first["attention"].values()} == {(53, 37)}
     assert picture(other["segmentation"]).size == (10, 200)
+
+
+def test_segmentation_as_run_lengths_is_the_one_of_the_png(server):
+    image = file_of(np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8))
+    expected = np.asarray(picture(ask(server, [image]).json()["predictions"][0]["segmentation"]))
+    response = ask(server, [image], segmentation="run_length")
+    assert response.status_code == 200, response.text
+    found = response.json()["predictions"][0]["segmentation"]
+    assert {name: sum(mask["counts"][1::2]) for name, mask in found.items()} == {
+        name: int((expected == value).sum()) for value, name in enumerate(NAMES, start=1) if (expected == value).any()
+    }
+    refused = ask(server, [image], segmentation="polygons")
+    assert refused.status_code == 400
+    assert "'polygons'; choose one of png, run_length" in refused.json()["message"]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +180,7 @@ def test_version_carries_what_a_user_asks_of_it(registry):
     version = client.get_model_version_by_alias("fcn8s-gain", "challenger")
     assert version.description == "# Card"
     model = client.get_logged_model(version.source.removeprefix("models:/"))
-    assert {metric.key: metric.value for metric in model.metrics} == {"mean_iou": 0.5}
+    assert {metric.key: metric.value for metric in model.metrics} == {"test/mean_iou": 0.5}
     place = Path(model.artifact_location.removeprefix("file://"))
     assert (place / "input_example.json").exists()
     description = (place / "MLmodel").read_text()
