@@ -1,0 +1,68 @@
+"""What tracking costs a training: the stage finetune with and without it, in turn, on the data of `make repro`.
+
+`python -m benchmarks.tracking [VARIANT]` prints a table and writes benchmarks/tracking.json.
+"""
+
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from pipeline.files import write_json
+
+REPOSITORY = Path(__file__).parents[1]
+ROUNDS = 3
+# What only MLflow is shown is not drawn either.
+UNTRACKED = """
+import runpy, sys
+from unittest.mock import MagicMock
+import pipeline.tracking, pipeline.panels
+pipeline.tracking.Tracking = pipeline.tracking.Tracker = MagicMock
+pipeline.panels.attention_panel = pipeline.panels.evolution_panel = MagicMock()
+sys.argv = ["finetune", sys.argv[1]]
+runpy.run_module("stages.finetune", run_name="__main__")
+"""
+
+
+def main(variant: str = "gain_ext") -> None:
+    """Measure and report."""
+    seconds: dict[str, list[float]] = {"tracked": [], "untracked": []}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for item in ("data", "models", "params.yaml"):
+            source = REPOSITORY / item
+            if source.is_dir():
+                shutil.copytree(source, folder / item)
+            else:
+                shutil.copy(source, folder)
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        commands = {"tracked": ["-m", "stages.finetune", variant], "untracked": ["-c", UNTRACKED, variant]}
+        for index in range(ROUNDS + 1):
+            for kind, arguments in commands.items():
+                begin = time.perf_counter()
+                command = [sys.executable, *arguments]
+                subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
+                if index:  # the first makes MLflow's database
+                    seconds[kind].append(time.perf_counter() - begin)
+    medians = {kind: statistics.median(values) for kind, values in seconds.items()}
+    cost = medians["tracked"] / medians["untracked"] - 1
+    result = {
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+        "stage": f"finetune {variant}, from start to end of its process",
+        "seconds": seconds,
+        "cost": cost,
+    }
+    write_json(Path(__file__).with_suffix(".json"), result)
+    print("| untracked, s | tracked, s | cost |\n|---|---|---|")
+    print(f"| {medians['untracked']:.1f} | {medians['tracked']:.1f} | {cost:.1%} |")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
