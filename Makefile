@@ -26,10 +26,12 @@ test: $(BIN)/.installed ## lint, types, import contract, tests
 doctor: $(BIN)/.installed ## what the chosen profile lacks here, and the command that gets it
 	$(BIN)/gain doctor
 
-bench: $(BIN)/.installed ## time and memory of the pipeline in a fresh clone; loading beside training; the cost of Prefect
+bench: $(BIN)/.installed ## time and memory of the pipeline; loading; the cost of Prefect, of tracking and of serving
 	$(BIN)/python -m benchmarks.repro
 	$(BIN)/python -m benchmarks.loading
 	$(BIN)/python -m benchmarks.flows
+	$(BIN)/python -m benchmarks.tracking
+	$(BIN)/python -m benchmarks.serving
 
 docs: $(BIN)/.installed ## tables and pictures of README and docs/, from the last `make repro` and `make study`
 	$(BIN)/python -m docs.build

@@ -23,7 +23,7 @@ from pipeline.files import write_json
 from pipeline.saved_views import experiment_tags
 from pipeline.services import without_credentials
 from pipeline.system_metrics import SystemMetrics
-from pipeline.tracking import SPOOLS, WAITING, WEIGHTS_TAG
+from pipeline.tracking import DESCRIPTION_TAG, SPOOLS, WAITING, WEIGHTS_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,6 +34,7 @@ RECORD_TAG = "mlflow.gain.record"  # names the spool that a run is made of; MLfl
 EVENTS, SYSTEM = "events.jsonl", "system.jsonl"
 RETRY_SECONDS = 5.0
 POLL_SECONDS = 0.1
+NICENESS = 5  # beside a training that uses every core
 # MLflow's own defaults let an unreachable server block a call for four minutes.
 DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -193,6 +194,10 @@ class Spool:
             client.log_artifact(run_id, str(self.folder / "files" / event["file"]), event["folder"] or None)
         elif kind == "tags":
             client.log_batch(run_id, tags=[RunTag(name, value) for name, value in event["values"].items()])
+        elif kind == "describe":
+            # Who scores a run that another experiment trained keeps the commands that made it.
+            commands = client.get_run(run_id).data.tags[DESCRIPTION_TAG].rpartition("\n\n")[2]
+            client.set_tag(run_id, DESCRIPTION_TAG, f"{event['result']}\n\n{commands}")
         elif kind == "finish":
             self.finished = True
 
@@ -358,6 +363,7 @@ def is_refusal(error: Exception) -> bool:
 
 def main() -> int:
     """Send what is named on standard input, then what waits from earlier."""
+    os.nice(NICENESS)
     if not sys.stdin.isatty():
         # Whoever ends a stage ends its process group. The record is closed first; the end of input ends this process.
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -376,4 +382,6 @@ def _warn(error: Exception, record: Path | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    os._exit(status)  # taking MLflow's modules down in order costs a second, for which the stage would wait

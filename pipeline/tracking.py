@@ -5,7 +5,7 @@ mlflow overlaps with importing torch, reads the spools and sends them. A server 
 warning; what was missed waits in its spool for the next run.
 
     .tracking/NAME/header.json     run name, tags, parameters, data set
-    .tracking/NAME/events.jsonl    one event a line: metrics, image, artifact, tags, finish
+    .tracking/NAME/events.jsonl    one event a line: metrics, image, artifact, tags, describe, finish
     .tracking/NAME/files/          pictures and artifacts
     .tracking/NAME/system.jsonl    written by the sender: the machine's use, as events
     .tracking/NAME/state.json      written by the sender: run id and how many events of either file were sent
@@ -139,7 +139,7 @@ class Tracker:
 
     def describe(self, result: str) -> None:
         """Markdown to show at the top of the run, above how to get the same run again."""
-        self._record("tags", values={DESCRIPTION_TAG: f"{result}\n\n{reproduction()}"})
+        self._record("describe", result=result)
 
     def _record_id(self) -> str:
         """Of the run, from the day that its spool was made."""

@@ -88,13 +88,19 @@ def test_interrupted_run_is_continued_not_doubled(workplace):
     assert run.info.status == "FINISHED"
 
 
-def test_evaluation_continues_the_run_of_the_weights(workplace):
+def test_evaluation_continues_the_run_of_the_weights(workplace, monkeypatch):
     with Tracking() as tracking:
         record(tracking, "trained", epochs=range(1, 2))
-        with Tracker(tracking, "evaluate", run_name="x", weights_sha256="weights of trained") as tracker:
-            tracker.log_metrics({"test/mean_iou": 0.5}, step=0)
+    _, run = run_of("trained")
+    commands = run.data.tags["mlflow.note.content"]
+    monkeypatch.setenv("DVC_EXP_NAME", "another")
+    kept = {"run_name": "x", "weights_sha256": "weights of trained"}
+    with Tracking() as tracking, Tracker(tracking, "evaluate", **kept) as tracker:
+        tracker.log_metrics({"test/mean_iou": 0.5}, step=0)
+        tracker.describe("well done")
     _, run = run_of("trained")
     assert run.data.metrics["test/mean_iou"] == 0.5
+    assert run.data.tags["mlflow.note.content"] == f"well done\n\n{commands}"
     assert run.info.status == "FINISHED"
 
 
