@@ -16,6 +16,7 @@ from checkouts import PATIENCE, becomes
 from faulty_proxy import FaultyProxy, running_proxy
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from pipeline import sender
@@ -189,6 +190,23 @@ def test_record_that_is_refused_does_not_hold_up_the_others(proxy, upstream, cap
     (line,) = result.stderr.splitlines()
     assert ".tracking/a-deleted keeps its record" in line
     check_complete(upstream, "b-kept")
+
+
+def test_artifact_paths_cannot_leave_their_root(proxy, upstream, tmp_path_factory):
+    with Tracking() as tracking:
+        record(tracking, "inside")
+    client = MlflowClient(upstream)
+    (run,) = client.search_runs(["1"], "tags.mlflow.runName = 'inside'")
+    before = sorted(tmp_path_factory.getbasetemp().glob("**/escaped*"))
+    for path in ("../escaped.txt", "..%2Fescaped.txt", "%2Ftmp%2Fescaped.txt"):
+        address = f"{upstream}/api/2.0/mlflow-artifacts/artifacts/1/{run.info.run_id}/artifacts/{path}"
+        # A session would tidy the path up before it sends it.
+        request = requests.Request("PUT", address, data=b"x").prepare()
+        request.url = address
+        assert requests.Session().send(request, timeout=PATIENCE).status_code >= 400
+    assert sorted(tmp_path_factory.getbasetemp().glob("**/escaped*")) == before == []
+    with pytest.raises(MlflowException, match="Failed to download artifacts"):
+        client.download_artifacts(run.info.run_id, "../../../mlflow.db")
 
 
 def test_password_of_the_address_is_not_shown(tmp_path, monkeypatch, capfd):

@@ -162,6 +162,12 @@ def test_one_command_brings_the_pipeline_to_a_registered_model(site):
     assert {found.data.tags["prefect_flow_run"] for found in runs} == {str(run.id)}
 
 
+def test_servers_listen_on_loopback_only(site):
+    connections = [found for process in processes(site.folder) for found in process.net_connections("inet")]
+    listening = [found.laddr.ip for found in connections if found.status == psutil.CONN_LISTEN]
+    assert set(listening) == {"127.0.0.1"}
+
+
 def test_second_run_passes_through(site):
     state = site.finished(site.start())
     assert state.state.message == "0 of 9 stages ran, 0 restored"

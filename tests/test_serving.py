@@ -218,6 +218,20 @@ def test_predict_and_export_say_what_is_missing(registry, tmp_path):
     one_line(gain(registry, "export", "--out", str(tmp_path / "net.onnx"), "--weights", "none"), "weights missing")
 
 
+def test_class_names_cannot_lead_out_of_the_folder(registry, tmp_path):
+    """Weights of strangers name their classes as they like."""
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    model = FCN8s(1, width=0.0625, fc_channels=8, head_channels=8, batch_norm=True)
+    model.classifier.score.bias.data.fill_(20.0)
+    save_weights(tmp_path / "w.safetensors", model, ("../../escaped",))
+    out = tmp_path / "deep" / "out"
+    result = gain(
+        registry, "predict", str(tmp_path / "a.png"), "--out", str(out), "--weights", f"{tmp_path}/w.safetensors"
+    )
+    one_line(result, "w.safetensors", "'../../escaped' cannot be part of a file's name")
+    assert list(out.iterdir()) == []
+
+
 def test_export_command(registry, tmp_path):
     target = tmp_path / "net.onnx"
     result = gain(registry, "export", "--out", str(target), "--alias", "challenger")
