@@ -247,7 +247,7 @@ def _tracking() -> Finding:
     uri = tracking_uri()
     shown = without_credentials(uri)
     if not uri.startswith("http"):
-        return Finding("ok", "tracking", f"{shown}, no server needed; `mlflow ui` shows it")
+        return Finding("ok", "tracking", f"{shown}, no server needed; `gain ui` shows it")
     if (problem := problem_with(f"{uri.rstrip('/')}/health")) is None:
         return Finding("ok", "tracking", f"{shown} answers")
     return Finding("note", "tracking", f"{shown}: {problem}; runs would wait in .tracking until it does")

@@ -73,9 +73,10 @@ def connect() -> tuple["MlflowClient", str]:
         client = MlflowClient()
         experiment = client.get_experiment_by_name(EXPERIMENT)
         experiment_id = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT, artifacts)
-        missing = experiment_tags().items() - (experiment.tags if experiment else {}).items()
-        for name, value in missing:
-            client.set_experiment_tag(experiment_id, name, value)
+        known = experiment.tags if experiment else {}
+        for name, value in experiment_tags().items():
+            if name not in known:  # a view that somebody has changed since is theirs
+                client.set_experiment_tag(experiment_id, name, value)
     return client, experiment_id
 
 
@@ -109,7 +110,7 @@ class Spool:
         state = folder / "state.json"
         self.state: dict[str, Any] = {"run_id": None, "reopened": False, EVENTS: 0, SYSTEM: 0}
         if state.exists():
-            self.state = json.loads(state.read_text(encoding="utf-8"))
+            self.state |= json.loads(state.read_text(encoding="utf-8"))
         self.finished = False
         self._in_doubt = {EVENTS, SYSTEM} if state.exists() else set()  # files whose next event may have arrived
         self._opened = False

@@ -144,7 +144,8 @@ class Tracker:
     def _record_id(self) -> str:
         """Of the run, from the day that its spool was made."""
         path = self.folder / "header.json"
-        return str(json.loads(path.read_text(encoding="utf-8"))["record"]) if path.exists() else uuid.uuid4().hex
+        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return str(before.get("record") or uuid.uuid4().hex)
 
     def _record(self, kind: str, content: bytes | None = None, **event: Any) -> None:
         identity = (kind, event.get("key"), event.get("step"))
