@@ -1,8 +1,6 @@
 """An MLflow server that fails while a run is recorded: the recording goes on, and everything arrives once."""
 
-import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from PIL import Image
+from servers import free_port, running
 
 from pipeline import sender
 from pipeline.tracking import SPOOLS, Tracker, Tracking
@@ -30,9 +29,7 @@ STEPS = 4
 def upstream(tmp_path_factory) -> Iterator[str]:
     """A real MLflow server that keeps artifacts itself."""
     folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += [
         "--backend-store-uri",
@@ -40,22 +37,9 @@ def upstream(tmp_path_factory) -> Iterator[str]:
         "--artifacts-destination",
         str(folder / "files"),
     ]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     url = f"http://127.0.0.1:{port}"
-    try:
-        assert becomes(lambda: answers(f"{url}/health")), (folder / "log").read_text()
+    with running(command, f"{url}/health", folder / "log", cwd=folder):
         yield url
-    finally:
-        os.killpg(process.pid, 15)
-        process.wait(PATIENCE)
-
-
-def answers(url: str) -> bool:
-    try:
-        return requests.get(url, timeout=2).ok
-    except requests.exceptions.RequestException:
-        return False
 
 
 @pytest.fixture

@@ -3,12 +3,9 @@
 import base64
 import io
 import json
-import os
-import socket
 import subprocess
 import sys
 import sysconfig
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ import requests
 import torch
 from checkouts import PATIENCE, environment, gain, one_line, python
 from PIL import Image
+from servers import answers, free_port, running
 
 from pipeline.files import digest_file
 from pipeline.model.fcn8s import FCN8s
@@ -68,40 +66,19 @@ def server(registry, tmp_path_factory) -> Iterator[str]:
     del env["PYTHONPATH"]
     installed = subprocess.run([python_here, "-c", "import pipeline"], cwd=elsewhere, env=env, capture_output=True)
     assert b"No module named 'pipeline'" in installed.stderr
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     command = [python_here, "-m", "mlflow", "models", "serve", "--model-uri", "models:/fcn8s-gain@challenger"]
     command += ["--env-manager", "local", "--port", str(port)]
-    with (elsewhere / "log").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=elsewhere, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
     url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + PATIENCE
-        while not answers(url):
-            assert process.poll() is None, (elsewhere / "log").read_text()
-            assert time.monotonic() < deadline, (elsewhere / "log").read_text()
-            time.sleep(0.2)
+    with running(command, f"{url}/ping", elsewhere / "log", cwd=elsewhere, env=env) as process:
         assert {connection.laddr.ip for connection in listening(process.pid)} == {"127.0.0.1"}
         yield url
-    finally:
-        os.killpg(process.pid, 15)
-        process.wait(PATIENCE)
 
 
 def listening(pid: int) -> list[Any]:
     """Sockets on which a process and its children wait for connections."""
     family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     return [found for member in family for found in member.net_connections("inet") if found.status == "LISTEN"]
-
-
-def answers(url: str) -> bool:
-    try:
-        return requests.get(f"{url}/ping", timeout=2).ok
-    except requests.exceptions.RequestException:
-        return False
 
 
 def ask(url: str, images: list[object], **params: object) -> requests.Response:
@@ -170,7 +147,7 @@ def test_bodies_that_are_no_request_get_400(server, body):
         f"{server}/invocations", data=body, headers={"Content-Type": "application/json"}, timeout=60
     )
     assert response.status_code == 400
-    assert answers(server)
+    assert answers(f"{server}/ping")
 
 
 def test_version_carries_what_a_user_asks_of_it(registry):

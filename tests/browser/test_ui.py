@@ -3,16 +3,14 @@
 `make ui-test` runs this; the default tests do not, since it needs Chromium (Debian's package).
 """
 
-import os
 import shutil
-import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
-from checkouts import PATIENCE, becomes, dvc, environment, git_checkout
+from checkouts import becomes, dvc, environment, git_checkout
 from playwright.sync_api import Page, expect, sync_playwright
+from servers import free_port, running
 
 CHANGE = "profiles.smoke.finetune.variants.gain_ext.loss_weights.external_supervision=5.0"
 SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -26,26 +24,11 @@ def views(tmp_path_factory) -> Iterator[dict[str, str]]:
     for command in (["repro"], ["exp", "run", "--name", "weaker", "-S", CHANGE]):
         result = dvc(folder, *command)
         assert result.returncode == 0, result.stdout + result.stderr
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    log = folder / "ui.log"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.cli", "ui", "--port", str(port)],
-            cwd=folder,
-            env=environment(folder),
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        assert becomes(lambda: "Application startup complete" in log.read_text()), log.read_text()
+    port, log = free_port(), folder / "ui.log"
+    command = [sys.executable, "-m", "pipeline.cli", "ui", "--port", str(port)]
+    with running(command, f"http://127.0.0.1:{port}/health", log, cwd=folder, env=environment(folder)):
         lines = [line.partition(": ") for line in log.read_text().splitlines() if "viewStateShareKey" in line]
         yield {name: address for name, _, address in lines}
-    finally:
-        os.killpg(process.pid, 15)
-        process.wait(PATIENCE)
 
 
 @pytest.fixture(scope="module")

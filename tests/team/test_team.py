@@ -6,49 +6,19 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
 import pytest
 import requests
-from checkouts import becomes, environment, git, git_checkout
+from checkouts import PATIENCE, becomes, environment, git, git_checkout
+from servers import free_port, running
 
-PATIENCE = 180.0  # seconds
 LONG = ["profile=smoke", "profiles.smoke.pretrain.num_epochs=5000"]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def answers(url: str) -> bool:
-    try:
-        return requests.get(url, timeout=2).ok
-    except requests.exceptions.RequestException:
-        return False
-
-
-@contextmanager
-def running(log: Path, *command: str, env: dict[str, str], cwd: Path) -> Iterator[None]:
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            command, env=env, cwd=cwd, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    try:
-        yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
 
 
 def postgres_command(name: str, *arguments: str) -> list[str]:
@@ -116,15 +86,15 @@ def test_two_workers_share_servers_and_remote(postgres, tmp_path):
     with ExitStack() as stack:
         server = ["server", "start", "--host", "127.0.0.1", "--port", prefect_url.rsplit(":", 1)[1]]
         database = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://{postgres}/prefect"}
-        stack.enter_context(running(tmp_path / "server.log", *prefect, *server, env={**base, **database}, cwd=tmp_path))
         mlflow = ["server", "--host", "127.0.0.1", "--port", mlflow_url.rsplit(":", 1)[1]]
         mlflow += ["--backend-store-uri", f"postgresql+psycopg2://{postgres}/mlflow", "--workers", "1"]
         mlflow += ["--artifacts-destination", str(tmp_path / "artifacts")]
-        stack.enter_context(
-            running(tmp_path / "mlflow.log", sys.executable, "-m", "mlflow", *mlflow, env=base, cwd=tmp_path)
-        )
-        assert becomes(lambda: answers(f"{prefect_url}/api/health"), PATIENCE), (tmp_path / "server.log").read_text()
-        assert becomes(lambda: answers(f"{mlflow_url}/health"), PATIENCE), (tmp_path / "mlflow.log").read_text()
+        for command, url, env in (
+            ([*prefect, *server], f"{prefect_url}/api/health", {**base, **database}),
+            ([sys.executable, "-m", "mlflow", *mlflow], f"{mlflow_url}/health", base),
+        ):
+            log = tmp_path / f"{command[2]}.log"
+            stack.enter_context(running(command, url, log, cwd=tmp_path, env=env))
 
         def call(*arguments: str, cwd: Path = source) -> str:
             here = {**base, "PWD": str(cwd), "GAIN_REPOSITORY": str(source), "GAIN_IMAGE": "unused"}
@@ -143,7 +113,7 @@ def test_two_workers_share_servers_and_remote(postgres, tmp_path):
             home.mkdir()
             start = ["worker", "start", "--pool", "gpu-cluster", "--name", f"gpu{index}", "--limit", "2"]
             visible = {**base, "CUDA_VISIBLE_DEVICES": str(index)}
-            stack.enter_context(running(tmp_path / f"{home.name}.log", *prefect, *start, env=visible, cwd=home))
+            stack.enter_context(running([*prefect, *start], None, tmp_path / f"{home.name}.log", cwd=home, env=visible))
         call("deployment", "run", "train/cluster", "--watch", "--param", "profile=smoke")
         points = [["seed=0", f"profiles.smoke.finetune.training.num_epochs={n}"] for n in (1, 3, 4)]
         sweep = [
