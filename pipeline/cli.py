@@ -1,10 +1,12 @@
 """`gain`: what a person does beside the pipeline."""
 
-import os
+import signal
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -123,7 +125,7 @@ def show_runs(port: Annotated[int, typer.Option(help="of MLflow's UI on 127.0.0.
     from pipeline.registry import registry_errors
     from pipeline.saved_views import VIEWS, view_page
     from pipeline.sender import connect, tracking_uri
-    from pipeline.services import without_credentials
+    from pipeline.services import problem_with, without_credentials
 
     uri = tracking_uri()
     try:
@@ -131,13 +133,21 @@ def show_runs(port: Annotated[int, typer.Option(help="of MLflow's UI on 127.0.0.
             _, experiment_id = connect()
     except PipelineError as error:
         sys.exit(f"ui: error: {error}")
-    is_server = uri.startswith("http")
-    for name in VIEWS:
-        base = without_credentials(uri.rstrip("/")) if is_server else f"http://127.0.0.1:{port}"
-        print(f"{name}: {base}/{view_page(name, experiment_id)}", flush=True)
-    if not is_server:
-        command = ["mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
-        os.execv(sys.executable, [sys.executable, "-m", *command])
+    base = without_credentials(uri.rstrip("/")) if uri.startswith("http") else f"http://127.0.0.1:{port}"
+    pages = [f"{name}: {base}/{view_page(name, experiment_id)}" for name in VIEWS]
+    if uri.startswith("http"):
+        print(*pages, sep="\n")
+        return
+    command = ["ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen([sys.executable, "-W", "ignore", "-m", "mlflow", *command])
+    signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+    with suppress(KeyboardInterrupt):  # which reaches the server too
+        while server.poll() is None and problem_with(f"{base}/health"):
+            time.sleep(0.5)
+        if server.poll() is None:
+            print("", *pages, "", sep="\n", flush=True)  # last, so that they can be found
+    with suppress(KeyboardInterrupt):
+        sys.exit(server.wait())
 
 
 @app.command("predict")

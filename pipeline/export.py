@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from pipeline.data.loading import RGB_MEAN, RGB_STD
 from pipeline.errors import PipelineError
 from pipeline.files import atomic_file
 from pipeline.model.weights import load_weights
@@ -16,7 +17,8 @@ OUTPUT_NAMES = ["class_probs", "seg_logits", "attention"]
 def export_onnx(weights: Path, target: Path) -> None:
     """Write the network in `weights` to `target`: input `image` (B, 3, H, W) normalised RGB, `OUTPUT_NAMES` out.
 
-    Batch, height and width are free, sides at least `SMALLEST_SIDE`. The class names are in the model's metadata.
+    Batch, height and width are free, sides at least `SMALLEST_SIDE`. The model's metadata has the class names, and the
+    mean and standard deviation (of RGB in [0, 1]) by which an image is normalised.
     See `prediction.Outputs` for shapes and ranges.
 
     Raises:
@@ -30,7 +32,7 @@ def export_onnx(weights: Path, target: Path) -> None:
     sizes = {0: torch.export.Dim("batch", min=1)}
     sizes |= {axis: torch.export.Dim(name, min=SMALLEST_SIDE) for axis, name in ((2, "height"), (3, "width"))}
     program = torch.onnx.export(
-        Outputs(model.eval()),
+        Outputs(model).eval(),
         (torch.zeros(2, 3, 96, 112),),
         input_names=["image"],
         output_names=OUTPUT_NAMES,
@@ -39,6 +41,8 @@ def export_onnx(weights: Path, target: Path) -> None:
     )
     assert program is not None
     program.model.metadata_props["class_names"] = ",".join(class_names)
+    for name, values in {"mean": RGB_MEAN, "std": RGB_STD}.items():
+        program.model.metadata_props[name] = ",".join(map(str, values))
     try:
         with atomic_file(target) as partial:
             program.save(partial)

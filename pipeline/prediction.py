@@ -88,7 +88,9 @@ def read_image(content: bytes, name: str = "image") -> NDArray[np.uint8]:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _check_size(image.width, image.height, name)
             return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError:  # its text is the address of a buffer
+        raise PipelineError(f"{name}: no readable {' or '.join(FORMATS)}") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PipelineError(f"{name}: no readable {' or '.join(FORMATS)} ({error})") from error
 
 

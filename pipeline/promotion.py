@@ -141,7 +141,8 @@ def promote(
         champion = _holder(client, registered_model_name, CHAMPION)
         if challenger is None:
             raise PipelineError(
-                f"{registered_model_name} has no version with the alias challenger; `dvc repro` registers one"
+                f"{registered_model_name} has no version with the alias challenger; train another with `dvc repro` or "
+                "`dvc exp run`, or register the last one again with `dvc repro --force --single-item register`"
             )
         if champion is not None and champion.version == challenger.version:
             raise PipelineError(f"version {champion.version} of {registered_model_name} is the champion already")

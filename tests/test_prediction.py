@@ -123,7 +123,9 @@ def test_onnx_graph_agrees_at_any_batch_and_size(tiny_model, tmp_path, options):
     export_onnx(tmp_path / "w.safetensors", tmp_path / "net.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
     assert [output.name for output in session.get_outputs()] == OUTPUT_NAMES
-    assert session.get_modelmeta().custom_metadata_map["class_names"] == "cat,dog,cow"
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert metadata["class_names"] == "cat,dog,cow"
+    assert metadata["mean"] == "0.485,0.456,0.406"
     for shape in ((1, 48, 40), (3, 75, 101), (2, 32, 200)):
         image = torch.randn(shape[0], 3, *shape[1:])
         with torch.no_grad():

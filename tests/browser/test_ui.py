@@ -27,6 +27,7 @@ def views(tmp_path_factory) -> Iterator[dict[str, str]]:
     port, log = free_port(), folder / "ui.log"
     command = [sys.executable, "-m", "pipeline.cli", "ui", "--port", str(port)]
     with running(command, f"http://127.0.0.1:{port}/health", log, cwd=folder, env=environment(folder)):
+        assert becomes(lambda: "attention: " in log.read_text())
         lines = [line.partition(": ") for line in log.read_text().splitlines() if "viewStateShareKey" in line]
         yield {name: address for name, _, address in lines}
 
