@@ -31,7 +31,7 @@ from pipeline.model.fcn8s import AttentionGrid, FCN8s
 CLASSES, SIDE, BATCH = 20, 320, 2
 LABELS = (1, 2)  # classes of the images of a batch: 1.5 an image
 WARM_UP = 1
-MAP_ROUNDS, PEER_ROUNDS, STEP_ROUNDS = 9, 2, 5
+MAP_ROUNDS, PEER_ROUNDS, STEP_ROUNDS = 5, 1, 3
 Timings = dict[str, float]  # what to median seconds
 
 

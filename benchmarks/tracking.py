@@ -19,7 +19,7 @@ import torch
 from pipeline.files import write_json
 
 REPOSITORY = Path(__file__).parents[1]
-ROUNDS = 5
+ROUNDS = 3
 # What only MLflow is shown is not drawn either.
 UNTRACKED = """
 import runpy, sys
