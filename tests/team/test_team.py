@@ -133,8 +133,8 @@ def test_two_workers_share_servers_and_remote(postgres, tmp_path):
             f"{mlflow_url}/api/2.0/mlflow/runs/search", json={"experiment_ids": ["1"]}, timeout=10
         ).json()
         names = [run["info"]["run_name"] for run in runs["runs"]]
-        assert sum(name.startswith("pretrain-seed0-") for name in names) == 1
-        assert sum(name.startswith("gain_ext-seed0-") for name in names) == 1 + len(points)
+        assert sum(name.startswith("pretrain-seed0") for name in names) == 1
+        assert sum(name.startswith("gain_ext-seed0") for name in names) == 1 + len(points)
         identity = call("deployment", "run", "train/cluster", "--param", f"overrides={json.dumps(LONG)}").split(
             "UUID: "
         )[1]
