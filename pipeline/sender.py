@@ -197,7 +197,7 @@ class Spool:
             client.log_batch(run_id, tags=[RunTag(name, value) for name, value in event["values"].items()])
         elif kind == "describe":
             # Who scores a run that another experiment trained keeps the commands that made it.
-            commands = client.get_run(run_id).data.tags[DESCRIPTION_TAG].rpartition("\n\n")[2]
+            commands = client.get_run(run_id).data.tags.get(DESCRIPTION_TAG, "").rpartition("\n\n")[2]
             client.set_tag(run_id, DESCRIPTION_TAG, f"{event['result']}\n\n{commands}")
         elif kind == "finish":
             self.finished = True
@@ -373,10 +373,9 @@ def main() -> int:
 
 
 def _warn(error: Exception, record: Path | None = None) -> None:
-    text = " ".join(str(error).split())
-    reason = without_credentials(text.rpartition("Caused by ")[2])[
-        :200
-    ]  # of a request that failed, the cause says most
+    # Of a request that failed, the cause says most.
+    cause = " ".join(str(error).split()).rpartition("Caused by ")[2]
+    reason = without_credentials(cause)[:200]
     where = without_credentials(tracking_uri())
     waiting = f"{record} keeps its record; delete it to give it up" if record else WAITING
     print(f"warning: MLflow at {where}: {reason}; {waiting}", file=sys.stderr, flush=True)
