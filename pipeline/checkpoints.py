@@ -2,12 +2,10 @@
 
 import hashlib
 import json
-import random
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from pipeline.errors import PipelineError
@@ -24,6 +22,7 @@ RESULT_CODE = (
     "metrics.py",
     "faithfulness.py",
     "snapshots.py",
+    "ranks.py",
     "data",
     "model",
     "gain",
@@ -58,7 +57,7 @@ class CheckpointFile:
         """
         try:
             with atomic_file(self.path) as partial, partial.open("wb") as file:
-                torch.save({**state, "rng": _random_states()}, file)
+                torch.save(dict(state), file)
         # torch's zip writer turns a failed write into a RuntimeError.
         except (OSError, RuntimeError) as error:
             kept = f"epoch {self._epoch()} is still in {self.path}" if self.path.exists() else "there is no earlier one"
@@ -70,7 +69,7 @@ class CheckpointFile:
             ) from error
 
     def load(self) -> dict[str, Any] | None:
-        """The saved state with the random generators set back to it, or None without a checkpoint.
+        """The saved state, or None without a checkpoint.
 
         Raises:
             PipelineError: the file is damaged.
@@ -79,7 +78,6 @@ class CheckpointFile:
             return None
         try:
             state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
-            _restore_random_states(state.pop("rng"))
         except Exception as error:
             raise PipelineError(f"{self.path}: checkpoint cannot be read ({error}); delete it to start over") from error
         return state
@@ -90,27 +88,6 @@ class CheckpointFile:
 
     def _epoch(self) -> int:
         return int(torch.load(self.path, map_location="cpu", weights_only=True)["epoch"])
-
-
-def _random_states() -> dict[str, Any]:
-    numpy_state = np.random.get_state(legacy=False)
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "python": random.getstate(),
-        # Plain tensors and numbers, so that the file loads without unpickling objects.
-        "numpy": (torch.from_numpy(numpy_state["state"]["key"].astype(np.int64)), int(numpy_state["state"]["pos"])),
-    }
-
-
-def _restore_random_states(states: Mapping[str, Any]) -> None:
-    torch.set_rng_state(states["torch"])
-    if states["cuda"]:
-        torch.cuda.set_rng_state_all(states["cuda"])
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    key, position = states["numpy"]
-    np.random.set_state(("MT19937", key.numpy().astype(np.uint32), position, 0, 0.0))
 
 
 def _code_files() -> list[Path]:

@@ -256,13 +256,14 @@ def _find_learning_rate(
         from pipeline.range_test import range_test
         from stages.train import assemble
 
-        run = assemble(params, Workspace(folder), stage, variant)
+        run = assemble(params.on_one_device(), Workspace(folder), stage, variant)
         result = range_test(
             run.fabric,
             run.network,
             run.loader,
             run.criterion,
             run.options,
+            max_classes_per_image=run.attention.max_classes_per_image,
             lowest=lowest,
             highest=highest,
             num_steps=steps,

@@ -31,6 +31,15 @@ class Runtime(Section):
 
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+    devices: PositiveInt
+    num_nodes: PositiveInt
+    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"]
+    compile: bool
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes of a training, one per device."""
+        return self.devices * self.num_nodes
 
 
 class Resources(Section):
@@ -38,6 +47,7 @@ class Resources(Section):
 
     num_workers: Annotated[int, Field(ge=0)]
     cache_images: bool
+    activation_checkpointing: bool
 
 
 class RemoteFile(Section):
@@ -134,6 +144,7 @@ class Training(Section):
 
     num_epochs: PositiveInt
     batch_size: PositiveInt
+    accumulate_grad_batches: PositiveInt
     optimizer: Literal["adamw", "sgd"]
     learning_rate: PositiveFloat
     learning_rate_scales: dict[Part, NonNegativeFloat]
@@ -224,6 +235,7 @@ class Attention(Section):
     mask_threshold: Fraction
     mask_slope: PositiveFloat
     max_classes_per_image: PositiveInt
+    masked_stride: Literal[1, 2, 4]
     second_order: bool
     trunk_gradient: Fraction
     am_grad: Literal["shared", "attention_only"]
@@ -327,6 +339,26 @@ class Profile(Section):
             raise ValueError(f"register.candidates must name variants of finetune ({known}), got {unknown or 'none'}")
         return self
 
+    @model_validator(mode="after")
+    def _steps_can_be_shared_out(self) -> "Profile":
+        sections = {"pretrain": self.pretrain, "classify": self.classify, "finetune.training": self.finetune.training}
+        for name, options in sections.items():
+            shares = self.runtime.num_ranks * options.accumulate_grad_batches
+            if options.batch_size % shares:
+                raise ValueError(
+                    f"{name}.batch_size: {options.batch_size} images cannot be shared out evenly over "
+                    f"{self.runtime.num_ranks} devices times {options.accumulate_grad_batches} accumulated batches"
+                )
+        joint = self.finetune.training
+        if self.runtime.num_ranks > 1 and joint.update_batch_norm and self.model.batch_norm:
+            for name, variant in self.finetune.variants.items():
+                if variant.loss_weights.get("attention_mining", 0.0) > 0:
+                    raise ValueError(
+                        f"finetune.training.update_batch_norm must be false where several devices mine attention "
+                        f"({name}): those whose images show no object would not take part"
+                    )
+        return self
+
     @property
     def doubts(self) -> list[str]:
         """What is allowed but makes a result mean less, a line each."""
@@ -345,6 +377,11 @@ class Params(Section):
     profile_name: str
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     profile: Profile
+
+    def on_one_device(self) -> "Params":
+        """The same with one device, for what is not worth several."""
+        runtime = self.profile.runtime.model_copy(update={"devices": 1, "num_nodes": 1})
+        return self.model_copy(update={"profile": self.profile.model_copy(update={"runtime": runtime})})
 
 
 def load_params(path: Path = Path("params.yaml"), *, profile: str | None = None, seed: int | None = None) -> Params:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from pipeline.metrics import (
     segmentation_metrics,
 )
 from pipeline.model.fcn8s import FCN8s
+from pipeline.ranks import gathered
 
 Scores = dict[str, dict[str, float]]  # group to name to value
 Replicates = dict[str, dict[str, Tensor]]  # group to name to (1 + R,) float64: the estimate, then its resamples
@@ -72,12 +74,13 @@ def evaluate(
     """Run `model`, in eval mode, over a data set.
 
     Args:
+        batches: of this rank; the others' results are added to theirs, so that every rank has them all.
         segmentation, attention: what to score besides the class probabilities.
         attention_threshold: share of a map's maximum above which a pixel counts as attended.
         mask_threshold, mask_slope: sigma and omega of Eq. 4, for the coverage of the soft mask.
     """
     num_classes = model.num_foreground_classes + 1
-    confusions = [torch.zeros((0, num_classes, num_classes), dtype=torch.int64)]
+    confusions: list[Tensor] = []
     probs, labels, scores, sample_index = [], [], [], []
     for batch in batches:
         image, target = batch.image.to(device), batch.target.to(device)
@@ -101,11 +104,14 @@ def evaluate(
             score["dead"] = (~alive).float()
             score["class_index"] = pairs.class_index
             score["image_index"] = batch.sample_index[pairs.image_index.cpu()]
-            scores.append(score)
+            scores.append({name: values.cpu() for name, values in score.items()})
         sample_index.append(batch.sample_index)
+    everything = gathered((confusions, probs, labels, scores, sample_index))
+    confusions, probs, labels, scores, sample_index = (list(chain(*parts)) for parts in zip(*everything, strict=True))
     # Batches of one size each come out of order; the images count from 0 in the order of the data set.
     order = torch.cat(sample_index).argsort()
-    confusion, merged = torch.cat(confusions), _merged(scores)
+    confusion = torch.cat([torch.zeros((0, num_classes, num_classes), dtype=torch.int64), *confusions])
+    merged = _merged(scores)
     if merged:
         in_order = torch.cat(sample_index)[order]
         merged["image_index"] = torch.searchsorted(in_order, merged["image_index"])

@@ -6,6 +6,7 @@ params.yaml names: study/dvc.yaml runs the same steps once per seed, each seed i
 
 import argparse
 import errno
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import NoReturn
 
 from pipeline.config import Params, load_params
 from pipeline.errors import PipelineError
+from pipeline.launch import LOST_A_RANK, launched, lost_a_rank, run_on_ranks, watch_parent
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Unable to allocate")  # torch on GPUs, on CPUs; NumPy
 
@@ -55,12 +57,13 @@ class Workspace:
         return self.folder / "checkpoints"
 
 
-def run_stage(name: str, stage: Callable[..., None], *, argument: str = "") -> None:
+def run_stage(name: str, stage: Callable[..., None], *, argument: str = "", on_ranks: bool = False) -> None:
     """Call a stage as the command line says; a failure that the user can act on becomes one line and exit code 1.
 
     Args:
         stage: called with the parameters, the workspace and, if it takes one, its argument.
         argument: what the stage's own argument is, in a word.
+        on_ranks: in a process per device, where params.yaml asks for several.
     """
     parser = _Parser(prog=f"python -m stages.{name}")
     if argument:
@@ -71,6 +74,9 @@ def run_stage(name: str, stage: Callable[..., None], *, argument: str = "") -> N
     options = vars(parser.parse_args())
     try:
         params: Params = load_params(profile=options["profile"], seed=options["seed"])
+        if on_ranks and _is_for_ranks(params):
+            command = [sys.executable, "-m", f"stages.{name}", *sys.argv[1:]]
+            sys.exit(run_on_ranks(name, command, params.profile.runtime.devices))
         stage(params, Workspace(options["folder"]), *([options[argument]] if argument else []))
     except PipelineError as error:
         # From a loader's worker process it comes with that process's traceback before it.
@@ -83,12 +89,37 @@ def run_stage(name: str, stage: Callable[..., None], *, argument: str = "") -> N
             raise
         sys.exit(f"{name}: error: {error.filename}: {error.strerror}; correct it and rerun")
     except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and lost_a_rank(error):
+            sys.exit(LOST_A_RANK)  # whoever started the ranks says which one, and why
         reason = (str(error).splitlines() or ["out of memory"])[0]
         if not any(sign in reason for sign in OUT_OF_MEMORY):
             raise
         sys.exit(f"{name}: error: {reason}; lower this stage's batch_size or crop_size, or evaluate.batch_size")
     except KeyboardInterrupt:
         sys.exit(f"{name}: interrupted; run `dvc repro` again to resume")
+
+
+def _is_for_ranks(params: Params) -> bool:
+    """Whether ranks are to be started here; in one that was started, that there are as many as params.yaml says.
+
+    Raises:
+        PipelineError: there are not, or they would have to be started on several machines.
+    """
+    runtime = params.profile.runtime
+    if launched():
+        watch_parent()
+        if (found := int(os.environ["WORLD_SIZE"])) != runtime.num_ranks:
+            raise PipelineError(
+                f"params.yaml: runtime: {runtime.devices} devices on each of {runtime.num_nodes} nodes make "
+                f"{runtime.num_ranks} ranks, but {found} were started; make the two agree"
+            )
+        return False
+    if runtime.num_nodes > 1:
+        raise PipelineError(
+            f"params.yaml: runtime.num_nodes: {runtime.num_nodes} machines are asked for; start this stage on each of "
+            f"them with torchrun --nnodes {runtime.num_nodes} --nproc-per-node {runtime.devices} (docs/scaling.md)"
+        )
+    return runtime.num_ranks > 1
 
 
 class _Parser(argparse.ArgumentParser):

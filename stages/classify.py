@@ -1,17 +1,20 @@
 """The classifier on the frozen trunk."""
 
+from contextlib import nullcontext
+
 from pipeline.config import Params
+from pipeline.launch import is_first_rank
 from pipeline.tracking import Tracking
 from stages import Workspace, run_stage
 
 
 def classify(params: Params, space: Workspace) -> None:
     """models/pretrain.safetensors to models/classify.safetensors."""
-    with Tracking() as tracking:
+    with Tracking() if is_first_rank() else nullcontext() as tracking:
         from stages.train import train  # torch: seconds, in which the sender gets ready
 
         train(tracking, params, space, "classify")
 
 
 if __name__ == "__main__":
-    run_stage("classify", classify)
+    run_stage("classify", classify, on_ranks=True)

@@ -1,7 +1,10 @@
 """Segmentation, classification and, by variant, the attention losses together."""
 
+from contextlib import nullcontext
+
 from pipeline.config import Params
 from pipeline.errors import PipelineError
+from pipeline.launch import is_first_rank
 from pipeline.tracking import Tracking
 from stages import Workspace, run_stage
 
@@ -11,11 +14,11 @@ def finetune(params: Params, space: Workspace, variant: str) -> None:
     if variant not in params.profile.finetune.variants:
         known = ", ".join(params.profile.finetune.variants)
         raise PipelineError(f"params.yaml: finetune.variants has no {variant!r}; choose one of: {known}")
-    with Tracking() as tracking:
+    with Tracking() if is_first_rank() else nullcontext() as tracking:
         from stages.train import train  # torch: seconds, in which the sender gets ready
 
         train(tracking, params, space, "finetune", variant)
 
 
 if __name__ == "__main__":
-    run_stage("finetune", finetune, argument="variant")
+    run_stage("finetune", finetune, argument="variant", on_ranks=True)

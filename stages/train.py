@@ -1,7 +1,8 @@
 """One tracked, resumable training: what pretrain, classify and finetune have in common."""
 
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,15 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation import evaluate, validation_row
 from pipeline.files import atomic_file, digest_file, write_csv, write_json
 from pipeline.gain.attention import GuidedNetwork
-from pipeline.gain.losses import Criterion
+from pipeline.gain.losses import LOSS_NAMES, Criterion
 from pipeline.model.fcn8s import FCN8s
 from pipeline.model.imported import initial_model
 from pipeline.model.weights import load_weights, save_weights
 from pipeline.panels import attention_panel, evolution_panel
 from pipeline.snapshots import attention_maps, panel_samples
+from pipeline.throughput import peak_flops, training_flops, utilisation
 from pipeline.tracking import WEIGHTS_TAG, Tracker, Tracking
-from pipeline.training import History, Row, fit
+from pipeline.training import History, Row, Work, fit, freeze
 from stages import Workspace
 
 
@@ -49,7 +51,7 @@ class Assembly:
     model: FCN8s
     network: GuidedNetwork
     criterion: Criterion
-    ramp_fraction: float
+    attention: Attention
     loader: DataLoader[Sample]
     val_set: SegmentationDataset
     rows: list[ManifestRow]
@@ -62,7 +64,13 @@ def assemble(params: Params, space: Workspace, stage: str, variant: str = "") ->
     name = f"{stage}/{variant}" if variant else stage
     profile = params.profile
     options, loss_weights, attention = _choices(params, stage, variant)
-    device = choose_device(profile.runtime.device, profile.runtime.precision)
+    runtime = profile.runtime
+    device = choose_device(runtime.device, runtime.precision, runtime.devices)
+    if runtime.compile and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
+        raise PipelineError(
+            "params.yaml: runtime.compile: torch.compile needs a C++ compiler, and there is none; "
+            "install one, or set compile: false"
+        )
     make_deterministic(device)
     print(f"{name}: on {device.reason}", flush=True)
     rows, class_names = read_manifest(space.manifest), read_class_names(space.data)
@@ -78,7 +86,16 @@ def assemble(params: Params, space: Workspace, stage: str, variant: str = "") ->
     else:
         initial_weights = space.models / f"{'pretrain' if stage == 'classify' else 'classify'}.safetensors"
         model, _ = load_weights(initial_weights)
-    fabric = Fabric(accelerator=device.accelerator, devices=1, precision=device.precision)
+    model.trunk.checkpoint_activations = profile.resources.activation_checkpointing
+    freeze(model, options.frozen)
+    fabric = Fabric(
+        accelerator=device.accelerator,
+        devices=runtime.devices,
+        num_nodes=runtime.num_nodes,
+        strategy=runtime.strategy if runtime.num_ranks > 1 else "auto",
+        precision=device.precision,
+    )
+    fabric.launch()
     fabric.seed_everything(params.seed, verbose=False)
     criterion = Criterion(
         loss_weights,
@@ -89,12 +106,13 @@ def assemble(params: Params, space: Workspace, stage: str, variant: str = "") ->
         attention.guidance_distance,
     )
     train_set, val_set = _data_sets(params, space, options, attention, criterion, rows, class_names)
+    weights = {name: loss_weights.get(name, 0.0) for name in LOSS_NAMES}
     used = {
         "seed": params.seed,
         "profile": params.profile_name,
         "runtime": profile.runtime.model_dump(),
         "model": profile.model.model_dump(),
-        stage: {**options.model_dump(), "loss_weights": dict(loss_weights), "attention": attention.model_dump()},
+        stage: {**options.model_dump(), "loss_weights": weights, "attention": attention.model_dump()},
     }
     return Assembly(
         name=name,
@@ -107,12 +125,15 @@ def assemble(params: Params, space: Workspace, stage: str, variant: str = "") ->
         model=model,
         network=guided_network(model, attention),
         criterion=criterion,
-        ramp_fraction=attention.ramp_fraction,
+        attention=attention,
         loader=training_loader(
             train_set,
             batch_size=options.batch_size,
             seed=params.seed,
             num_workers=profile.resources.num_workers,
+            accumulate_grad_batches=options.accumulate_grad_batches,
+            rank=fabric.global_rank,
+            num_ranks=fabric.world_size,
         ),
         val_set=val_set,
         rows=rows,
@@ -121,52 +142,83 @@ def assemble(params: Params, space: Workspace, stage: str, variant: str = "") ->
     )
 
 
-def train(tracking: Tracking, params: Params, space: Workspace, stage: str, variant: str = "") -> None:
-    """One training to models/NAME.safetensors and reports/NAME."""
+def train(tracking: Tracking | None, params: Params, space: Workspace, stage: str, variant: str = "") -> None:
+    """One training to models/NAME.safetensors and reports/NAME; with several ranks, the first one writes.
+
+    Args:
+        tracking: of the first rank; None on the others.
+    """
     run = assemble(params, space, stage, variant)
     key = fingerprint(run.name, run.used, [space.manifest, *([run.initial_weights] if run.initial_weights else [])])
     checkpoint = CheckpointFile(space.checkpoints / run.name, key)
-    val_loader = evaluation_loader(run.val_set, batch_size=params.profile.evaluate.batch_size, num_workers=0)
+    val_loader = evaluation_loader(
+        run.val_set,
+        batch_size=params.profile.evaluate.batch_size,
+        num_workers=0,
+        rank=run.fabric.global_rank,
+        num_ranks=run.fabric.world_size,
+    )
     guides = "classification" in run.criterion.needs
     samples = panel_samples(run.val_set, run.class_names, run.options.num_panel_images) if guides else []
-    tags = {"stage": stage, "variant": variant, "profile": params.profile_name, "seed": str(params.seed)}
-    tags["device"] = run.device.reason
-    dataset = {"name": params.profile.download.source, "digest": data_digest(run.rows), "context": "training"}
 
     def validate(model: FCN8s) -> Row:
-        return validation_row(evaluate(model, val_loader, run.device.torch_device, attention=guides))
+        return validation_row(evaluate(model, val_loader, run.fabric.device, attention=guides))
 
     def observe(model: FCN8s) -> Tensor:
         return attention_maps(model, samples)
 
+    def learn(on_epoch: Callable[[int, History, Work], None]) -> History:
+        return fit(
+            run.fabric,
+            run.network,
+            run.loader,
+            title=run.name,
+            options=run.options,
+            max_classes_per_image=run.attention.max_classes_per_image,
+            criterion=run.criterion,
+            ramp_fraction=run.attention.ramp_fraction,
+            seed=params.seed,
+            compiled=params.profile.runtime.compile,
+            validate=validate,
+            observe=observe,
+            on_epoch=on_epoch,
+            checkpoint=checkpoint,
+        )
+
+    crop = run.options.crop_size
+    size = (crop, crop) if crop is not None else (run.val_set.rows[0].height, run.val_set.rows[0].width)
+    flops = training_flops(run.network, run.criterion, size)
+    if tracking is None:
+        learn(lambda *_: None)
+        return
+    peak = peak_flops(run.fabric.device, run.device.precision)
+    tags = {
+        "stage": stage,
+        "variant": variant,
+        "profile": params.profile_name,
+        "seed": str(params.seed),
+        "device": run.device.reason,
+        "peak": f"{peak.flops / 1e12:.3g} TFLOP/s ({peak.source})",
+    }
     with Tracker(
         tracking,
         f"{run.name.replace('/', '-')}-{key}",
         run_name=f"{variant or stage}-seed{params.seed}",
         params=run.used,
         tags=tags,
-        dataset=dataset,
+        dataset={"name": params.profile.download.source, "digest": data_digest(run.rows), "context": "training"},
     ) as tracker:
 
-        def on_epoch(epoch: int, history: History) -> None:
-            tracker.log_metrics({k: v for k, v in history.rows[-1].items() if k != "epoch"}, step=epoch)
+        def on_epoch(epoch: int, history: History, work: Work) -> None:
+            values = {name: value for name, value in history.rows[-1].items() if name != "epoch"}
+            if work.num_images:
+                values |= utilisation(work, flops, peak, run.fabric.world_size)
+            tracker.log_metrics(values, step=epoch)
             if samples:
                 panel = attention_panel(samples, history.snapshots[-1], run.class_names)
                 tracker.log_image("attention", panel, step=epoch)
 
-        history = fit(
-            run.fabric,
-            run.network,
-            run.loader,
-            title=run.name,
-            options=run.options,
-            criterion=run.criterion,
-            ramp_fraction=run.ramp_fraction,
-            validate=validate,
-            observe=observe,
-            on_epoch=on_epoch,
-            checkpoint=checkpoint,
-        )
+        history = learn(on_epoch)
         weights = space.models / f"{run.name}.safetensors"
         save_weights(weights, run.model, run.class_names)
         _report(space.reports / run.name, run, history, samples, tracker)
@@ -176,7 +228,7 @@ def train(tracking: Tracking, params: Params, space: Workspace, stage: str, vari
 
 def guided_network(model: FCN8s, attention: Attention) -> GuidedNetwork:
     """The network as params.yaml wants it guided."""
-    names = {"mask_threshold", "mask_slope", "max_classes_per_image", "second_order", "trunk_gradient", "am_grad"}
+    names = {"mask_threshold", "mask_slope", "masked_stride", "second_order", "trunk_gradient", "am_grad"}
     return GuidedNetwork(model, **attention.model_dump(include=names))
 
 
@@ -251,5 +303,3 @@ def _report(folder: Path, run: Assembly, history: History, samples: list[Sample]
         tracker.log_image("attention_evolution", strip, step=len(history.rows))
     for name in ("curves.csv", "summary.json"):
         tracker.log_artifact(folder / name)
-    for part, proof in history.frozen.items():
-        tracker.set_tags({f"frozen.{part}.{moment}": digest for moment, digest in proof.items()})

@@ -79,7 +79,7 @@ def test_missing_key_is_named_in_full(tmp_path, refused, key):
         ("profiles.embedded.finetune", "variant", "did you mean 'variants'?"),
         ("profiles.embedded.finetune.training", "warmup_fracton", "did you mean 'warmup_fraction'?"),
         ("profiles.embedded.finetune.attention", "mask_treshold", "did you mean 'mask_threshold'?"),
-        ("profiles.embedded.runtime", "zzz", "known keys: device, precision"),
+        ("profiles.embedded.runtime", "zzz", "known keys: device, precision, devices, num_nodes, strategy, compile"),
     ],
 )
 def test_unknown_key_is_named_with_a_hint(tmp_path, refused, parent, unknown, hint):

@@ -103,7 +103,7 @@ def is_final(run: FlowRun) -> bool:
 def processes(folder: Path, *words: str) -> list[psutil.Process]:
     """Those that work in or below a folder, with all words in their command line."""
     found = []
-    for process in psutil.process_iter(["cmdline", "cwd", "status"]):
+    for process in psutil.process_iter(["cmdline", "cwd", "ppid", "status"]):
         line, here = " ".join(process.info["cmdline"] or []), process.info["cwd"] or ""
         if (
             process.info["status"] != psutil.STATUS_ZOMBIE
@@ -115,7 +115,14 @@ def processes(folder: Path, *words: str) -> list[psutil.Process]:
 
 
 def trainers(site: Site) -> list[psutil.Process]:
-    return [found for found in processes(site.folder, "stages.pretrain") if "dvc" not in " ".join(found.cmdline())]
+    """Without their children: one that a trainer has just forked has its command line for a moment."""
+    found = processes(site.folder, "stages.pretrain")
+    identities = {process.pid for process in found}
+    return [
+        process
+        for process in found
+        if "dvc" not in " ".join(process.info["cmdline"]) and process.info["ppid"] not in identities
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +266,7 @@ def test_killed_engine_takes_the_trainer_along_and_a_retry_resumes(site):
             return "pretrain: resuming after epoch" in site.log(identity)
 
         assert becomes(resumes), site.log(identity)
-        assert becomes(lambda: trainers(site))
+        assert becomes(lambda: len(trainers(site)) == 1)
         # A stage that a signal ends, as when memory runs out, is tried again once and resumes.
         (trainer,) = trainers(site)
         trainer.kill()

@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).parents[1]
 DVC = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())
 STUDY = yaml.safe_load((REPOSITORY / "study" / "dvc.yaml").read_text())
 # They change what is watched, recorded or shipped, never a result.
-NO_RESULT = {"pipeline.tracking", "pipeline.sender", "pipeline.progress"}
+NO_RESULT = {"pipeline.tracking", "pipeline.sender", "pipeline.progress", "pipeline.launch", "pipeline.throughput"}
 PICTURES = {"pipeline.panels", "pipeline.visualization", "pipeline.charts"}  # a result of evaluate alone
 
 

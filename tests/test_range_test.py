@@ -35,7 +35,7 @@ def run(model, batch, **options):
     training = load_params(profile="smoke").profile.finetune.training
     criterion = Criterion({"segmentation": 1.0, "classification": 1.0}, model.attention_grid)
     fabric = Fabric(accelerator="cpu", devices=1)
-    return range_test(fabric, GuidedNetwork(model), loader, criterion, training, **options)
+    return range_test(fabric, GuidedNetwork(model), loader, criterion, training, max_classes_per_image=4, **options)
 
 
 def test_suggestion_is_the_steepest_fall_before_the_lowest_point():

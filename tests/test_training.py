@@ -10,23 +10,25 @@ from pipeline.checkpoints import CheckpointFile, fingerprint
 from pipeline.config import Training
 from pipeline.data.loading import Sample, training_loader
 from pipeline.errors import PipelineError
-from pipeline.gain.attention import GuidedNetwork
+from pipeline.gain.attention import GuidedNetwork, class_pairs
 from pipeline.gain.losses import Criterion
 from pipeline.model.weights import state_digest
 from pipeline.training import (
+    StepRecords,
     build_optimizer,
-    check_finite,
     fit,
     forward,
     freeze,
     gradient_norm,
     learning_rate_schedule,
+    seed_epoch,
     training_mode,
 )
 
 ALL_WEIGHTS = {"segmentation": 1.0, "classification": 1.0, "attention_mining": 1.0, "external_supervision": 1.0}
 OPTIONS = Training(
-    num_epochs=4, batch_size=2, optimizer="adamw", learning_rate=1.0e-2, learning_rate_scales={}, weight_decay=0.0,
+    num_epochs=4, batch_size=2, accumulate_grad_batches=1, optimizer="adamw", learning_rate=1.0e-2,
+    learning_rate_scales={}, weight_decay=0.0,
     warmup_fraction=0.1, max_gradient_norm=5.0, horizontal_flip=0.0, crop_size=None, scale=(1.0, 1.0), frozen=[],
     update_batch_norm=True, select="last", num_panel_images=0,
 )  # fmt: skip
@@ -64,7 +66,8 @@ def run(model, checkpoint: Path, options: Training = OPTIONS, *, loss_weights=AL
     fabric.seed_everything(0, verbose=False)
     arguments = {
         "title": "test", "options": options, "criterion": Criterion(loss_weights, model.attention_grid),
-        "ramp_fraction": 0.1, "validate": lambda _: {"val/mean_iou": 0.0}, "observe": last_bias,
+        "ramp_fraction": 0.1, "seed": 0, "compiled": False, "max_classes_per_image": 4,
+        "validate": lambda _: {"val/mean_iou": 0.0}, "observe": last_bias,
         "on_epoch": lambda *_: None, "checkpoint": CheckpointFile(checkpoint.parent, checkpoint.name),
     }  # fmt: skip
     return fit(fabric, GuidedNetwork(model), loader, **{**arguments, **changes})
@@ -101,7 +104,7 @@ def test_resumed_equals_uninterrupted(tiny_model, tmp_path, killed_after):
     class Killed(Exception):
         pass
 
-    def kill(epoch, _):
+    def kill(epoch, *_):
         if epoch == killed_after:
             raise Killed
 
@@ -122,7 +125,7 @@ def test_no_epoch_validates_the_network_as_it_is(tiny_model, tmp_path):
     options = OPTIONS.model_copy(update={"num_epochs": 0})
     history = run(
         model, tmp_path / "run", options,
-        validate=lambda _: {"val/mean_iou": 0.25}, on_epoch=lambda epoch, _: epochs.append(epoch),
+        validate=lambda _: {"val/mean_iou": 0.25}, on_epoch=lambda epoch, *_: epochs.append(epoch),
     )  # fmt: skip
     assert history.rows == [{"epoch": 0, "val/mean_iou": 0.25}]
     assert epochs == [0]
@@ -137,7 +140,7 @@ def test_snapshots_are_taken_before_training_and_after_every_epoch(tiny_model, t
         assert not observed.training
         return last_bias(observed)
 
-    def on_epoch(epoch, history):
+    def on_epoch(epoch, history, _):
         seen.append((epoch, len(history.snapshots)))
         assert torch.equal(history.snapshots[-1], last_bias(model))
 
@@ -175,9 +178,20 @@ def test_nan_names_epoch_step_and_every_loss(tiny_model, tmp_path):
 
 
 def test_infinite_loss_is_caught_too():
-    with pytest.raises(PipelineError, match="epoch 3, step 7: segmentation = inf"):
-        loss = torch.tensor(math.inf)
-        check_finite(loss, {"segmentation": loss}, epoch=3, step=7, learning_rate=0.1)
+    records = StepRecords(epoch=3)
+    for step in range(1, 10):
+        records.add({"loss/segmentation": torch.tensor(math.inf if step == 7 else 1.0)}, learning_rate=step / 10)
+    with pytest.raises(PipelineError, match=r"epoch 3, step 7: segmentation = inf; lower learning_rate \(now 0.7\)"):
+        records.look()
+
+
+def test_records_are_means_over_the_steps():
+    records = StepRecords(epoch=1)
+    for value in (1.0, 2.0, 6.0):
+        records.add({"loss/total": torch.tensor(value), "train/gradient_norm": torch.tensor(math.inf)}, 0.1)
+        records.look()
+    assert records.means() == {"loss/total": 3.0, "train/gradient_norm": math.inf}
+    assert records.num_steps == 3
 
 
 def test_frozen_trunk_is_proven_unchanged_and_the_classifier_learns(tiny_model, tmp_path):
@@ -233,7 +247,7 @@ def test_learning_rates_by_part(tiny_model):
     model = tiny_model()
     freeze(model, ["decoder"])
     options = OPTIONS.model_copy(update={"learning_rate_scales": {"classifier": 5.0}})
-    groups = {group["name"]: group["lr"] for group in build_optimizer(model, options).param_groups}
+    groups = {group["name"]: group["lr"] for group in build_optimizer(model, options, fused=True).param_groups}
     assert groups == {"trunk": 1e-2, "classifier": 5e-2}
 
 
@@ -258,7 +272,7 @@ def test_gradient_norms_by_part_are_those_before_clipping(tiny_model, tmp_path, 
     model.zero_grad()
     criterion = Criterion(ALL_WEIGHTS, model.attention_grid)
     batch = Sample(*(torch.stack(values) for values in zip(*(Squares()[i] for i in range(6)), strict=True)))
-    _, losses = forward(GuidedNetwork(model), batch, criterion)
+    _, losses = forward(GuidedNetwork(model), batch, class_pairs(batch.image_labels, 4), criterion)
     criterion.total(losses, 1.0).backward()
     expected = {part: float(gradient_norm(model.get_submodule(part).parameters())) for part in model.PARTS}
     assert norms_by_part(history) == pytest.approx(expected, rel=1e-3)
@@ -291,7 +305,7 @@ def test_training_warns_of_losses_that_do_not_fall(tiny_model, tmp_path, capsys)
 
 
 def test_schedule_warms_up_and_ends_at_zero(tiny_model):
-    optimizer = build_optimizer(tiny_model(), OPTIONS)
+    optimizer = build_optimizer(tiny_model(), OPTIONS, fused=True)
     scheduler = learning_rate_schedule(optimizer, num_steps=20, warmup_fraction=0.2)
     rates = []
     for _ in range(20):
@@ -330,20 +344,15 @@ def test_full_disk_keeps_the_previous_checkpoint(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run.pt"]
 
 
-def test_checkpoint_restores_every_random_generator(tmp_path):
-    import random
+def test_an_epoch_draws_at_random_by_seed_epoch_and_rank_alone():
+    def draw(*key):
+        seed_epoch(*key)
+        return torch.rand(1).item()
 
-    import numpy as np
-
-    def draw():
-        return torch.rand(1).item(), random.random(), np.random.rand()
-
-    checkpoint = CheckpointFile(tmp_path, "run")
-    draw()
-    checkpoint.save({"epoch": 1})
-    expected = draw()
-    checkpoint.load()
-    assert draw() == expected
+    keys = [(seed, epoch, rank) for seed in (0, 1) for epoch in (0, 1) for rank in (0, 1)]
+    draws = [draw(*key) for key in keys]
+    assert [draw(*key) for key in keys] == draws
+    assert len(set(draws)) == len(keys)
 
 
 def test_checkpoint_holds_no_pickled_objects(tmp_path):

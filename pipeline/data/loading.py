@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from pipeline.data import voc
 from pipeline.data.guidance import Guidance
 from pipeline.data.manifest import ManifestRow, decode_image, decode_mask
+from pipeline.errors import PipelineError
 
 # Mean and standard deviation of ImageNet in RGB, the convention of torchvision's VGG16 weights.
 RGB_MEAN = (0.485, 0.456, 0.406)
@@ -121,17 +122,41 @@ def image_labels(target: Tensor, num_foreground_classes: int) -> Tensor:
 
 
 def training_loader(
-    dataset: SegmentationDataset, *, batch_size: int, seed: int, num_workers: int, rank: int = 0, world_size: int = 1
+    dataset: SegmentationDataset,
+    *,
+    batch_size: int,
+    seed: int,
+    num_workers: int,
+    accumulate_grad_batches: int = 1,
+    rank: int = 0,
+    num_ranks: int = 1,
 ) -> DataLoader[Sample]:
-    """Shuffled batches of equal size, the order a function of seed and epoch. Call `start_epoch` before each pass."""
+    """Shuffled batches of equal size, the order a function of seed and epoch. Call `start_epoch` before each pass.
+
+    However many ranks and accumulated batches share a step, together they have the same images.
+
+    Args:
+        batch_size: images of a step, of all ranks and accumulated batches; fewer where the data set has fewer.
+        rank, num_ranks: whose share this is.
+
+    Raises:
+        PipelineError: a step has more ranks and accumulated batches than images.
+    """
+    shares = num_ranks * accumulate_grad_batches
+    images = min(batch_size, len(dataset)) // shares
+    if images == 0:
+        raise PipelineError(
+            f"{len(dataset)} training images in steps of {batch_size} are too few for {num_ranks} devices and "
+            f"{accumulate_grad_batches} accumulated batches; raise batch_size, or lower the other two in params.yaml"
+        )
     # The sampler adds the epoch to its seed: neighbouring seeds would share orders.
     sampler_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
     sampler: DistributedSampler[Sample] = DistributedSampler(
-        dataset, num_replicas=world_size, rank=rank, shuffle=True, seed=sampler_seed
+        dataset, num_replicas=num_ranks, rank=rank, shuffle=True, seed=sampler_seed, drop_last=True
     )
     return DataLoader(
         dataset,
-        batch_size=min(batch_size, len(sampler)),
+        batch_size=images,
         sampler=sampler,
         num_workers=num_workers,
         drop_last=True,
@@ -146,8 +171,14 @@ def start_epoch(loader: DataLoader[Sample], epoch: int) -> None:
     loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
 
 
-def evaluation_loader(dataset: SegmentationDataset, *, batch_size: int, num_workers: int) -> DataLoader[Sample]:
-    """Every image once, at its own size, in batches of one size each; in order where all sizes are equal."""
+def evaluation_loader(
+    dataset: SegmentationDataset, *, batch_size: int, num_workers: int, rank: int = 0, num_ranks: int = 1
+) -> DataLoader[Sample]:
+    """Every image once, at its own size, in batches of one size each; in order where all sizes are equal.
+
+    Args:
+        rank, num_ranks: whose share of the batches this is.
+    """
     groups: dict[tuple[int, int], list[int]] = {}
     for index, row in enumerate(dataset.rows):
         groups.setdefault((row.height, row.width), []).append(index)
@@ -156,7 +187,12 @@ def evaluation_loader(dataset: SegmentationDataset, *, batch_size: int, num_work
         for indices in groups.values()
         for first in range(0, len(indices), batch_size)
     ]
-    return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=torch.cuda.is_available())
+    return DataLoader(
+        dataset,
+        batch_sampler=batches[rank::num_ranks],
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+    )
 
 
 def _training_transform(

@@ -1,4 +1,8 @@
-"""The four losses of guided training and their weighted sum. Equation numbers: arXiv 1802.10171."""
+"""The four losses of guided training and their weighted sum. Equation numbers: arXiv 1802.10171.
+
+Where several ranks train, every loss is scaled so that its mean over the ranks is the loss of the whole batch: means
+over pixels or pairs divide by what a rank has on average, not by what this one has.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +16,7 @@ from pipeline.data.loading import Sample
 from pipeline.data.voc import IGNORE_INDEX
 from pipeline.gain.attention import GuidedOutput, Pairs, attention_to_image
 from pipeline.model.fcn8s import AttentionGrid
+from pipeline.ranks import rank_mean
 
 LOSS_NAMES = ("segmentation", "classification", "attention_mining", "external_supervision")
 ATTENTION_LOSSES = frozenset({"attention_mining", "external_supervision"})
@@ -28,7 +33,7 @@ def segmentation_loss(seg_logits: Tensor, target: Tensor) -> Tensor:
         () float32, 0 when every pixel is void.
     """
     total = F.cross_entropy(seg_logits.float(), target, ignore_index=IGNORE_INDEX, reduction="sum")
-    return total / (target != IGNORE_INDEX).sum().clamp(min=1)
+    return total / _count(target != IGNORE_INDEX)
 
 
 def classification_loss(class_logits: Tensor, image_labels: Tensor) -> Tensor:
@@ -174,4 +179,9 @@ def _cell_means(pixels: Tensor, stride: int) -> Tensor:
 
 
 def _masked_mean(values: Tensor, selected: Tensor) -> Tensor:
-    return torch.where(selected, values, 0.0).sum() / selected.sum().clamp(min=1)
+    return torch.where(selected, values, 0.0).sum() / _count(selected)
+
+
+def _count(selected: Tensor) -> Tensor:
+    """How many are selected, on average over ranks; more than 0, to divide by."""
+    return rank_mean(selected.sum().float()).clamp(min=1e-6)

@@ -1,5 +1,6 @@
 import random
 from collections.abc import Callable
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -257,15 +258,46 @@ def test_fewer_images_than_a_batch_make_one_smaller_batch(make):
 
 
 def test_ranks_share_the_images_out(make):
-    loaders = [training_loader(make(), batch_size=4, seed=0, num_workers=0, rank=rank, world_size=2) for rank in (0, 1)]
+    loaders = [training_loader(make(), batch_size=4, seed=0, num_workers=0, rank=rank, num_ranks=2) for rank in (0, 1)]
     indices = [order(loader, 1) for loader in loaders]
     assert [len(part) for part in indices] == [12, 12]
     assert sorted(indices[0] + indices[1]) == list(range(24))
 
 
-def test_rank_with_fewer_images_than_a_batch_has_a_batch(make):
-    loader = training_loader(make(12), batch_size=8, seed=0, num_workers=0, rank=0, world_size=2)
+@pytest.mark.parametrize(("num_ranks", "accumulate"), [(2, 1), (1, 3), (2, 3)])
+def test_a_step_has_the_same_images_however_it_is_shared_out(make, num_ranks, accumulate):
+    def steps(count, parts):
+        """The images of each step, over all ranks."""
+        shares = []
+        for rank in range(count):
+            loader = training_loader(
+                make(), batch_size=12, seed=0, num_workers=0, accumulate_grad_batches=parts, rank=rank, num_ranks=count
+            )
+            start_epoch(loader, 1)
+            images = [batch.sample_index.tolist() for batch in loader]
+            shares.append([list(chain(*images[i : i + parts])) for i in range(0, len(images), parts)])
+        return [sorted(chain(*step)) for step in zip(*shares, strict=True)]
+
+    assert steps(num_ranks, accumulate) == steps(1, 1)
+    assert len(steps(1, 1)) == 2
+
+
+def test_few_images_are_shared_out_too(make):
+    loader = training_loader(make(12), batch_size=32, seed=0, num_workers=0, rank=0, num_ranks=2)
     assert [len(batch.sample_index) for batch in loader] == [6]
+
+
+def test_more_ranks_than_images_are_refused(make, refused):
+    message = refused(training_loader, make(3), batch_size=8, seed=0, num_workers=0, rank=0, num_ranks=4)
+    assert "3 training images in steps of 8 are too few for 4 devices" in message
+
+
+def test_ranks_evaluate_every_image_once(make):
+    dataset = make(10, horizontal_flip=0.0)
+    parts = [evaluation_loader(dataset, batch_size=2, num_workers=0, rank=rank, num_ranks=3) for rank in range(3)]
+    seen = [batch.sample_index.tolist() for part in parts for batch in part]
+    assert sorted(chain(*seen)) == list(range(10))
+    assert [len(part) for part in parts] == [2, 2, 1]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

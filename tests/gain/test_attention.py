@@ -233,14 +233,16 @@ def test_pairs_are_capped_at_random_per_image(batch):
 
 def test_no_pairs_without_objects(tiny_model):
     network = GuidedNetwork(tiny_model())
-    output = network(torch.randn(2, 3, 32, 32), torch.zeros(2, 3), ALL_LOSSES)
+    output = network(torch.randn(2, 3, 32, 32), class_pairs(torch.zeros(2, 3), 4), ALL_LOSSES)
     assert output.attention.shape[0] == output.masked_logits.shape[0] == 0
 
 
 def test_batch_equals_stacked_singles(tiny_model, batch):
     network = GuidedNetwork(tiny_model())
-    together = network(batch.image, batch.image_labels, ALL_LOSSES)
-    singles = [network(batch.image[i : i + 1], batch.image_labels[i : i + 1], ALL_LOSSES) for i in range(4)]
+    together = network(batch.image, class_pairs(batch.image_labels, 4), ALL_LOSSES)
+    singles = [
+        network(batch.image[i : i + 1], class_pairs(batch.image_labels[i : i + 1], 4), ALL_LOSSES) for i in range(4)
+    ]
     for name in ("seg_logits", "class_logits", "attention", "masked_logits"):
         stacked = torch.cat([getattr(single, name) for single in singles])
         assert torch.allclose(getattr(together, name), stacked, atol=1e-5), name
@@ -251,7 +253,7 @@ def test_batch_equals_stacked_singles(tiny_model, batch):
 def test_masked_logits_are_the_pairs_own_class_on_its_own_image(tiny_model, batch, layer, am_grad):
     model = tiny_model(attention_layer=layer)
     network = GuidedNetwork(model, am_grad=am_grad)
-    output = network(batch.image, batch.image_labels, ALL_LOSSES)
+    output = network(batch.image, class_pairs(batch.image_labels, 4), ALL_LOSSES)
     for n, (i, c) in enumerate(zip(*output.pairs, strict=True)):
         upsampled = attention_to_image(output.attention[n : n + 1], (48, 40), model.attention_grid)
         mask = soft_mask(upsampled, threshold=0.5, slope=10.0) * output.alive[n]
@@ -263,11 +265,11 @@ def test_losses_that_are_not_needed_cost_no_pass(tiny_model, batch):
     model = tiny_model()
     passes = []
     model.trunk.register_forward_hook(lambda *_: passes.append(1))
-    output = GuidedNetwork(model)(batch.image, batch.image_labels, frozenset({"segmentation"}))
+    output = GuidedNetwork(model)(batch.image, class_pairs(batch.image_labels, 4), frozenset({"segmentation"}))
     assert (len(passes), output.class_logits, output.attention) == (1, None, None)
-    GuidedNetwork(model)(batch.image, batch.image_labels, frozenset({"external_supervision"}))
+    GuidedNetwork(model)(batch.image, class_pairs(batch.image_labels, 4), frozenset({"external_supervision"}))
     assert len(passes) == 2
-    GuidedNetwork(model)(batch.image, batch.image_labels, frozenset({"attention_mining"}))
+    GuidedNetwork(model)(batch.image, class_pairs(batch.image_labels, 4), frozenset({"attention_mining"}))
     assert len(passes) == 4
 
 
@@ -275,7 +277,7 @@ def test_masked_images_do_not_enter_batch_norm_statistics(tiny_model, batch):
     model = tiny_model()
     training_mode(model, frozen=[], update_batch_norm=False)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    GuidedNetwork(model)(batch.image, batch.image_labels, ALL_LOSSES)
+    GuidedNetwork(model)(batch.image, class_pairs(batch.image_labels, 4), ALL_LOSSES)
     assert before
     assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
 
@@ -285,7 +287,7 @@ def test_masked_images_do_not_enter_batch_norm_statistics(tiny_model, batch):
 
 def mining(network, batch):
     """L_am, the attention that it came from, and the gradient of L_am with respect to that attention."""
-    output = network(batch.image, batch.image_labels, frozenset({"attention_mining"}))
+    output = network(batch.image, class_pairs(batch.image_labels, 4), frozenset({"attention_mining"}))
     loss = attention_mining_loss(output.masked_logits, output.alive)
     (gradient,) = torch.autograd.grad(loss, output.attention, retain_graph=True)
     return loss, output.attention, gradient
@@ -347,7 +349,7 @@ def test_judge_that_stands_still_keeps_its_statistics_too(tiny_model, batch):
 
 def guided_gradients(model, batch, needs, trunk_gradient):
     network = GuidedNetwork(model, second_order=True, trunk_gradient=trunk_gradient, am_grad="attention_only")
-    output = network(batch.image, batch.image_labels, frozenset({needs}))
+    output = network(batch.image, class_pairs(batch.image_labels, 4), frozenset({needs}))
     if needs == "attention_mining":
         loss = attention_mining_loss(output.masked_logits, output.alive)
     else:
@@ -379,7 +381,7 @@ def test_trunk_gets_its_share_of_the_gradient_and_the_classifier_all(tiny_model,
 def test_attention_losses_reach_the_classifier_with_second_order_alone(tiny_model, batch, second_order):
     model = tiny_model()
     network = GuidedNetwork(model, second_order=second_order)
-    output = network(batch.image, batch.image_labels, frozenset({"external_supervision"}))
+    output = network(batch.image, class_pairs(batch.image_labels, 4), frozenset({"external_supervision"}))
     output.attention.square().mean().backward()
     for layer in (model.classifier.fc1, model.classifier.fc2, model.classifier.score):
         assert (layer.weight.grad is not None and bool(layer.weight.grad.any())) is second_order

@@ -23,7 +23,7 @@ GUIDED = {"external_supervision": 1.0}
 
 def losses_of(model, batch, weights, grid=CONV5_3):
     criterion = Criterion(weights, grid)
-    return criterion(GuidedNetwork(model)(batch.image, batch.image_labels, criterion.needs), batch)
+    return criterion(GuidedNetwork(model)(batch.image, class_pairs(batch.image_labels, 4), criterion.needs), batch)
 
 
 def test_segmentation_loss_by_hand_leaves_void_out():
@@ -119,7 +119,7 @@ def test_pixel_supervision_lies_on_the_grid_of_the_attention(tiny_model, padding
     pairs = Pairs(torch.tensor([0]), torch.tensor([0]))
     mask, weight = pixel_supervision(guidance, pairs, model.attention_grid)
     labels, needs = torch.tensor([[1.0, 0, 0]]), frozenset({"external_supervision"})
-    output = GuidedNetwork(model)(torch.zeros(1, 3, 50, 77), labels, needs)
+    output = GuidedNetwork(model)(torch.zeros(1, 3, 50, 77), class_pairs(labels, 4), needs)
     assert mask.shape == weight.shape == output.attention.shape
     assert float(weight.sum()) * model.attention_grid.stride**2 == pytest.approx(50 * 77)
 
@@ -283,7 +283,9 @@ def test_images_without_a_class_join_the_batch(tiny_model, batch, resolution):
         image_labels=torch.zeros(4, 3),
     )
     criterion = Criterion(ALL_WEIGHTS, CONV5_3, guidance_resolution=resolution)
-    losses = criterion(GuidedNetwork(tiny_model())(empty.image, empty.image_labels, criterion.needs), empty)
+    losses = criterion(
+        GuidedNetwork(tiny_model())(empty.image, class_pairs(empty.image_labels, 4), criterion.needs), empty
+    )
     assert losses["attention_mining"].item() == losses["external_supervision"].item() == 0.0
     assert torch.isfinite(criterion.total(losses, 1.0))
 
@@ -327,16 +329,17 @@ def test_guidance_moves_attention_into_the_mask(tiny_model, layer, resolution):
     image = torch.randn(2, 3, 96, 96) + 2.0 * (target > 0)[:, None]
     batch = Sample(image, target, target.to(torch.uint8), labels, torch.arange(2))
     network, criterion = GuidedNetwork(model), Criterion(GUIDED, model.attention_grid, guidance_resolution=resolution)
-    mask, _ = pixel_supervision(batch.guidance, class_pairs(labels, 4), model.attention_grid)
+    pairs = class_pairs(labels, 4)
+    mask, _ = pixel_supervision(batch.guidance, pairs, model.attention_grid)
     optimizer = torch.optim.AdamW(model.trunk.parameters(), lr=1e-3)  # steps that are too long end in dead maps
 
     def inside() -> float:
-        attention = network(image, labels, criterion.needs).attention
+        attention = network(image, pairs, criterion.needs).attention
         return ((attention * mask).sum() / attention.sum()).item()
 
     before = inside()
     for _ in range(30):
-        output = network(image, labels, criterion.needs)
+        output = network(image, pairs, criterion.needs)
         criterion(output, batch)["external_supervision"].backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -1,0 +1,99 @@
+"""A training on several devices of one machine: a process per device, all of which end with the first that fails.
+
+torch's elastic agent starts the ranks and watches them. The first rank speaks for all; what the others print goes to a
+file that is read only if one of them fails alone.
+"""
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+POLL_SECONDS = 1.0
+LOST_A_RANK = 75  # exit status of a rank that ended because another one had
+LOST_SIGNS = ("gloo", "NCCL", "Connection closed", "Connection reset")
+
+
+def launched() -> bool:
+    """Whether this process is a rank already, started by `run_on_ranks` or by torchrun."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the one that writes; a training on one device has no other."""
+    return int(os.environ.get("RANK", "0")) == 0 if launched() else True
+
+
+def run_on_ranks(name: str, command: Sequence[str], num_ranks: int) -> int:
+    """Run `command` once per device of this machine and wait; the exit status, 128 + signal where a signal ended one.
+
+    Args:
+        name: of the stage, to begin an error with.
+        command: a program and its arguments.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it reports what is reported below
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_ranks)))
+    with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
+        silent = dict.fromkeys(range(1, num_ranks), Std.ALL)
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=num_ranks,
+            run_id=name,
+            rdzv_backend="c10d",
+            rdzv_endpoint="127.0.0.1:0",
+            local_addr="127.0.0.1",
+            max_restarts=0,  # the stage is run again as a whole, from its checkpoint
+            logs_specs=DefaultLogsSpecs(log_dir=folder, redirects=silent),
+        )
+        try:
+            elastic_launch(config, command[0])(*command[1:])
+        except ChildFailedError as error:
+            return _report(name, error.failures, num_ranks, Path(folder))
+    return 0
+
+
+def watch_parent() -> None:
+    """End this rank when the process that started it is gone; nobody would else end it."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(POLL_SECONDS)
+        os._exit(LOST_A_RANK)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def lost_a_rank(error: RuntimeError) -> bool:
+    """Whether a collective operation failed because another rank is gone."""
+    return launched() and any(sign in str(error) for sign in LOST_SIGNS)
+
+
+def _report(name: str, failures: Mapping[int, Any], num_ranks: int, folder: Path) -> int:
+    # Those that the agent stopped, and those that lost the one that failed, are not the cause.
+    consequences = (LOST_A_RANK, -signal.SIGTERM)
+    rank, failure = min(failures.items(), key=lambda item: (item[1].exitcode in consequences, item[1].timestamp))
+    if failure.exitcode < 0:
+        print(
+            f"{name}: error: rank {rank} of {num_ranks} was ended by {signal.Signals(-failure.exitcode).name}, perhaps "
+            "for want of memory, and the others with it; run it again to resume after the last finished epoch",
+            file=sys.stderr,
+            flush=True,
+        )
+        return 128 - int(failure.exitcode)
+    if rank > 0:
+        said = [line for path in folder.rglob(f"{rank}/stderr.log") for line in path.read_text().splitlines() if line]
+        line = said[-1] if said else f"{name}: error: exit status {failure.exitcode}"
+        print(f"{line} (rank {rank} of {num_ranks})", file=sys.stderr, flush=True)
+    return int(failure.exitcode)

@@ -1,0 +1,98 @@
+"""One training of a tiny network, alone or as one of several ranks; tests/test_ranks.py compares what they write.
+
+    python tests/ranks_training.py OUTPUT OPTIONS
+
+OPTIONS is JSON: num_ranks, accumulate_grad_batches, update_batch_norm, uneven.
+"""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pipeline.checkpoints import CheckpointFile
+from pipeline.config import Training
+from pipeline.data.loading import Sample, evaluation_loader, training_loader
+from pipeline.evaluation import evaluate, validation_row
+from pipeline.gain.attention import GuidedNetwork
+from pipeline.gain.losses import LOSS_NAMES, Criterion
+from pipeline.model.fcn8s import FCN8s
+from pipeline.training import fit
+
+NUM_IMAGES = 24
+
+
+class Rectangles(Dataset[Sample]):
+    """Images of one to three rectangles of their classes' brightness; with `uneven`, half of the images show none."""
+
+    def __init__(self, uneven: bool) -> None:
+        self.uneven = uneven
+        self.rows = [SimpleNamespace(height=48, width=48)] * NUM_IMAGES
+
+    def set_epoch(self, epoch: int) -> None:
+        pass
+
+    def __len__(self) -> int:
+        return NUM_IMAGES
+
+    def __getitem__(self, index: int) -> Sample:
+        generator = torch.Generator().manual_seed(index)
+        target = torch.zeros(48, 48, dtype=torch.int64)
+        for label in range(0 if self.uneven and index % 2 else 1 + index % 3):
+            row, column = torch.randint(0, 28, (2,), generator=generator).tolist()
+            target[row : row + 16, column : column + 8 + index] = label + 1
+        target[:index, 40:] = 255  # as many void pixels as the image likes
+        image = torch.randn(3, 48, 48, generator=generator) * 0.1 + target * (target < 4) - 1.0
+        labels = torch.tensor([float((target == label).any()) for label in (1, 2, 3)])
+        return Sample(image, target, target.to(torch.uint8), labels, torch.tensor(index))
+
+
+def main(output: Path, options: dict[str, int]) -> None:
+    torch.set_num_threads(1)
+    ranks = options["num_ranks"]
+    fabric = Fabric(accelerator="cpu", devices=ranks, strategy="ddp" if ranks > 1 else "auto")
+    fabric.launch()
+    training = Training(
+        num_epochs=2, batch_size=8, accumulate_grad_batches=options["accumulate_grad_batches"], optimizer="sgd",
+        learning_rate=1.0e-2, learning_rate_scales={}, weight_decay=0.0, warmup_fraction=0.1, max_gradient_norm=0.5,
+        horizontal_flip=0.0, crop_size=None, scale=(1.0, 1.0), frozen=[],
+        update_batch_norm=bool(options["update_batch_norm"]), select="last", num_panel_images=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = FCN8s(3, width=0.0625, fc_channels=8, head_channels=8, batch_norm=True, dropout=0.0)
+    for layer in (model.decoder.score_fr, model.decoder.score_pool3, model.decoder.score_pool4):
+        torch.nn.init.normal_(layer.weight, std=0.1)
+    data = Rectangles(bool(options["uneven"]))
+    share = {"num_workers": 0, "rank": fabric.global_rank, "num_ranks": fabric.world_size}
+    loader = training_loader(
+        data, batch_size=8, seed=0, accumulate_grad_batches=training.accumulate_grad_batches, **share
+    )
+    val_loader = evaluation_loader(data, batch_size=5, **share)
+
+    def validate(network: FCN8s) -> dict[str, float]:
+        return validation_row(evaluate(network, val_loader, torch.device("cpu")))
+
+    def observe(network: FCN8s) -> Tensor:
+        return network.classifier.score.bias.detach().clone()
+
+    # Statistics of a masked pass would be of as many images as a rank has pairs: config.py refuses that.
+    mined = not training.update_batch_norm
+    losses = {name: 1.0 for name in LOSS_NAMES if mined or name != "attention_mining"}
+    criterion = Criterion(losses, model.attention_grid)
+    history = fit(
+        fabric, GuidedNetwork(model, second_order=True), loader, title="test", options=training,
+        max_classes_per_image=4, criterion=criterion, ramp_fraction=0.1, seed=0, compiled=False, validate=validate,
+        observe=observe, on_epoch=lambda *_: None, checkpoint=CheckpointFile(output, "run"),
+    )  # fmt: skip
+    weights = torch.cat([value.double().flatten() for value in model.state_dict().values()])
+    result = {"rows": history.rows, "weights": weights.tolist()}
+    output.with_suffix(f".{fabric.global_rank}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
