@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from pipeline.config import Training
 from pipeline.data.loading import Sample
 from pipeline.errors import PipelineError
 from pipeline.model.fcn8s import FCN8s
@@ -50,6 +51,16 @@ def batch() -> Sample:
     guidance = target.to(torch.uint8)
     guidance[2:] = 255
     return Sample(image, target, guidance, labels, torch.arange(4))
+
+
+@pytest.fixture
+def training_options() -> Training:
+    """A short training in which everything learns."""
+    return Training(
+        num_epochs=4, batch_size=2, accumulate_grad_batches=1, optimizer="adamw", learning_rate=1.0e-2,
+        learning_rate_scales={}, weight_decay=0.0, warmup_fraction=0.1, max_gradient_norm=5.0, horizontal_flip=0.0,
+        crop_size=None, scale=(1.0, 1.0), frozen=[], update_batch_norm=True, select="last", num_panel_images=0,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
