@@ -1,37 +1,49 @@
 """What attention costs: maps of every class beside the forward pass and the peers, a GAIN step beside a plain one.
 
 `python -m benchmarks.guidance` takes both sides of each ratio in turn, medians of several rounds, on the network at
-full width with images of 320 x 320 and 20 classes; prints a table and writes benchmarks/guidance.json.
+full width with images of 320 x 320 and 20 classes; memory by image at 512 x 512. It prints a table and writes
+benchmarks/guidance.json.
 
 The reference's step is written here after its description: batch 1, one pass each for segmentation (padding 100),
 classification and the masked image (padding 1), Grad-CAM by a backward pass through the trunk per class.
 """
 
+import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import captum.attr
 import torch
-from pytorch_grad_cam import GradCAM
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from pipeline.data.loading import Sample
 from pipeline.devices import choose_device
 from pipeline.files import write_json
-from pipeline.gain.attention import GuidedNetwork, attention_to_image, class_attention, normalise_attention, soft_mask
+from pipeline.gain.attention import (
+    GuidedNetwork,
+    attention_to_image,
+    class_attention,
+    class_pairs,
+    normalise_attention,
+    soft_mask,
+)
 from pipeline.gain.losses import Criterion, classification_loss, segmentation_loss
 from pipeline.model.fcn8s import AttentionGrid, FCN8s
+from pipeline.throughput import TrainingFlops, peak_flops, training_flops
 
 CLASSES, SIDE, BATCH = 20, 320, 2
+MEMORY_SIDE = 512
 LABELS = (1, 2)  # classes of the images of a batch: 1.5 an image
 WARM_UP = 1
-MAP_ROUNDS, PEER_ROUNDS, STEP_ROUNDS = 5, 1, 3
+MAP_ROUNDS, PEER_ROUNDS, STEP_ROUNDS = 7, 1, 5
+GUIDED = {"segmentation": 1.0, "classification": 1.0, "attention_mining": 1.0}
 Timings = dict[str, float]  # what to median seconds
 
 
@@ -48,48 +60,82 @@ class ClassLogits(nn.Module):
         return self.model.classify(self.last_convolution(self.model.features(image).conv5_3))
 
 
+class WholeNetwork(ClassLogits):
+    """The same, with the segmentation that FCN8s computes besides; what hooks find when they are put on it as it is."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) to logits (B, C)."""
+        features = self.model.features(image)
+        self.model.segment(features, (image.shape[2], image.shape[3]))
+        return self.model.classify(self.last_convolution(features.conv5_3))
+
+
 def main() -> None:
     """Measure and report."""
+    if len(sys.argv) > 1:
+        print(json.dumps(_peak_memory(*sys.argv[1:])))
+        return
     torch.manual_seed(0)
-    device = choose_device("auto", "auto")
-    precisions = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if device.precision == "bf16-mixed" else {})
-    maps, steps = {}, {}
+    chosen = choose_device("auto", "auto")
+    device = chosen.torch_device
+    precisions = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if chosen.precision == "bf16-mixed" else {})
+    maps, steps, utilisation = {}, {}, {}
     for name, dtype in precisions.items():
-        maps[name] = _time(_map_sides(device.torch_device, dtype), MAP_ROUNDS, device.torch_device)
-        steps[name] = _time(_step_sides(device.torch_device, dtype), STEP_ROUNDS, device.torch_device)
-    peers = _time(_peer_sides(device.torch_device), PEER_ROUNDS, device.torch_device)
+        maps[name] = _time(_map_sides(device, dtype), MAP_ROUNDS, device)
+        steps[name] = _time(_step_sides(device, dtype), STEP_ROUNDS, device)
+        peak = peak_flops(device, "bf16-mixed" if name == "bf16" else "32-true")
+        flops = _step_flops(device)
+        utilisation[name] = {side: count / steps[name][side] / peak.flops for side, count in flops.items()}
+    peers = _time(_peer_sides(device), PEER_ROUNDS, device)
+    best = list(precisions)[-1]
+    memory = {side: _memory(side, best) for side in ("plain", "gain", "gain, activations recomputed", "reference")}
     ratios = _ratios(maps, steps, peers)
     result = {
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
-        "device": device.reason,
+        "device": chosen.reason,
         "input": f"{BATCH} images of {SIDE} x {SIDE}, {CLASSES} classes, {sum(LABELS) / BATCH} labels an image",
         "seconds": {"maps": maps, "peers": peers, "steps": steps},
         "ratios": ratios,
+        "mfu": utilisation,
+        f"mebibytes_by_image_at_{MEMORY_SIDE}_{best}": memory,
     }
     write_json(Path(__file__).with_suffix(".json"), result)
-    print(f"{result['input']}; {device.reason}\n\n| what | ratio |\n|---|---|")
+    print(f"{result['input']}; {chosen.reason}\n\n| what | ratio |\n|---|---|")
     for what, ratio in ratios.items():
         print(f"| {what} | {ratio:.3g} |")
+    print(f"\n| step at {MEMORY_SIDE} x {MEMORY_SIDE}, {best} | MiB by image |\n|---|---|")
+    for what, mebibytes in memory.items():
+        print(f"| {what} | {mebibytes:.0f} |")
+    print("\n| share of peak FLOP/s | plain | gain |\n|---|---|---|")
+    for name, shares in utilisation.items():
+        print(f"| {name} | {shares['plain']:.2f} | {shares['gain']:.2f} |")
 
 
 def _ratios(maps: Mapping[str, Timings], steps: Mapping[str, Timings], peers: Timings) -> dict[str, float]:
     ratios: dict[str, float] = {}
     best = list(maps)[-1]
-    for name in maps:
-        ratios[f"forward pass with all maps / forward pass, {name}"] = maps[name]["with maps"] / maps[name]["forward"]
+    for name, seconds in maps.items():
+        ratios[f"forward pass with all maps / forward pass, {name}"] = seconds["with maps"] / seconds["forward"]
     for peer, seconds in peers.items():
-        ratios[f"{peer} / forward pass with all maps, both fp32"] = seconds / maps["fp32"]["with maps"]
+        for name in maps:
+            ratios[f"{peer}, fp32 / all maps with the pass that they need, {name}"] = seconds / maps[name]["maps alone"]
     if best != "fp32":
-        ratios[f"pytorch-grad-cam, fp32 / forward pass with all maps, {best}"] = (
-            peers["pytorch-grad-cam"] / maps[best]["with maps"]
-        )
         ratios[f"plain step, fp32 / plain step, {best}"] = steps["fp32"]["plain"] / steps[best]["plain"]
         ratios[f"GAIN step, fp32 / GAIN step, {best}"] = steps["fp32"]["gain"] / steps[best]["gain"]
     for name, seconds in steps.items():
         ratios[f"GAIN step / plain step, {name}"] = seconds["gain"] / seconds["plain"]
+        ratios[f"GAIN step, masked pass at full resolution / plain step, {name}"] = (
+            seconds["gain, full resolution"] / seconds["plain"]
+        )
+        ratios[f"GAIN step, attention_only at full resolution / plain step, {name}"] = (
+            seconds["gain, attention only"] / seconds["plain"]
+        )
         ratios[f"GAIN step / reference's step, {name}"] = seconds["gain"] / seconds["reference"]
-        ratios[f"GAIN step with masks / GAIN step, {name}"] = seconds["gain and masks"] / seconds["gain"]
+        ratios[f"GAIN step with L_e / GAIN step, {name}"] = seconds["gain and masks"] / seconds["gain"]
         ratios[f"plain step, padding 100 / padding 1, {name}"] = seconds["plain, padding 100"] / seconds["plain"]
+        ratios[f"plain step, activations recomputed / plain step, {name}"] = (
+            seconds["plain, recomputed"] / seconds["plain"]
+        )
     return ratios
 
 
@@ -121,81 +167,193 @@ def _image(device: torch.device) -> Tensor:
     return torch.randn(BATCH, 3, SIDE, SIDE, device=device).contiguous(memory_format=torch.channels_last)
 
 
-def _batch(device: torch.device) -> Sample:
-    target = torch.randint(0, CLASSES + 1, (BATCH, SIDE // 16, SIDE // 16), device=device)
+def _batch(device: torch.device, batch: int = BATCH, side: int = SIDE) -> Sample:
+    target = torch.randint(0, CLASSES + 1, (batch, side // 16, side // 16), device=device)
     target = target.repeat_interleave(16, dim=1).repeat_interleave(16, dim=2)
-    labels = torch.zeros(BATCH, CLASSES, device=device)
-    for index, count in enumerate(LABELS):
-        labels[index, :count] = 1.0
-    return Sample(_image(device), target, target.to(torch.uint8), labels, torch.arange(BATCH))
+    labels = torch.zeros(batch, CLASSES)
+    for index in range(batch):
+        labels[index, : LABELS[index % len(LABELS)]] = 1.0
+    image = torch.randn(batch, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
+    return Sample(image, target, target.to(torch.uint8), labels.to(device), torch.arange(batch))
 
 
 def _map_sides(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     model, image = _network(device).eval(), _image(device)
 
     @torch.inference_mode()
-    def forward(with_maps: bool) -> object:
+    def forward(segmentation: bool, maps: bool) -> object:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             features = model.features(image)
-            outputs = model.segment(features, (SIDE, SIDE)), model.classify(features.conv5_3)
-            return outputs, class_attention(model, features.conv5_3) if with_maps else None
+            seg_logits = model.segment(features, (SIDE, SIDE)) if segmentation else None
+            attention = class_attention(model, features.conv5_3) if maps else None
+            return seg_logits, model.classify(features.conv5_3), attention
 
-    return {"forward": lambda: forward(False), "with maps": lambda: forward(True)}
+    return {
+        "forward": lambda: forward(True, False),
+        "with maps": lambda: forward(True, True),
+        "maps alone": lambda: forward(False, True),
+    }
 
 
 def _peer_sides(device: torch.device) -> dict[str, Callable[[], object]]:
-    network, image = ClassLogits(_network(device)).eval(), _image(device)
+    # Imported here: their imports would count as memory of a step.
+    import captum.attr
+    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    def pytorch_grad_cam() -> None:
+    model, image = _network(device), _image(device)
+
+    def pytorch_grad_cam(network: ClassLogits) -> None:
         with GradCAM(network, [network.last_convolution]) as cam:
             for index in range(CLASSES):
                 cam(image, [ClassifierOutputTarget(index)] * BATCH)
 
-    def captum_grad_cam() -> None:
+    def captum_grad_cam(network: ClassLogits) -> None:
         cam = captum.attr.LayerGradCam(network, network.last_convolution)
         for index in range(CLASSES):
             cam.attribute(image, target=index, relu_attributions=True)
 
-    return {"pytorch-grad-cam": pytorch_grad_cam, "captum": captum_grad_cam}
+    whole, without = WholeNetwork(model).eval(), ClassLogits(model).eval()
+    return {
+        "pytorch-grad-cam on the network": lambda: pytorch_grad_cam(whole),
+        "pytorch-grad-cam on the network without its decoder": lambda: pytorch_grad_cam(without),
+        "captum on the network": lambda: captum_grad_cam(whole),
+        "captum on the network without its decoder": lambda: captum_grad_cam(without),
+    }
+
+
+def _guided(model: FCN8s, **options: Any) -> GuidedNetwork:
+    """As the profiles configure it."""
+    return GuidedNetwork(model, **{"second_order": True, "masked_stride": 2, **options})
+
+
+def _step(
+    network: GuidedNetwork, optimizer: Optimizer, batch: Sample, weights: Mapping[str, float]
+) -> None:
+    criterion = Criterion(weights, network.model.attention_grid, guidance_distance="absolute")
+    pairs = class_pairs(batch.image_labels, 4)
+    total = criterion.total(criterion(network(batch.image, pairs, criterion.needs), batch), 1.0)
+    total.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _optimizer(model: FCN8s) -> Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=1e-9, momentum=0.9, fused=True)
 
 
 def _step_sides(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
-    batch = _batch(device)
-    model = _network(device).train()
-    network = GuidedNetwork(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9, momentum=0.9)
-    padded = _network(device, padding=100).train()
-    padded_optimizer = torch.optim.SGD(padded.parameters(), lr=1e-9, momentum=0.9)
-    guided = {"segmentation": 1.0, "classification": 1.0, "attention_mining": 1.0}
-    reference = _Reference(padded, padded_optimizer)
+    batch, model, padded = _batch(device), _network(device).train(), _network(device, padding=100).train()
+    optimizer, padded_optimizer = _optimizer(model), _optimizer(padded)
+    reference = Reference(padded, padded_optimizer)
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
-    def step(net: GuidedNetwork, optimiser: torch.optim.Optimizer, weights: Mapping[str, float]) -> None:
-        criterion = Criterion(weights, net.model.attention_grid)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            output = net(batch.image, batch.image_labels, criterion.needs)
-            total = criterion.total(criterion(output, batch), 1.0)
-        total.backward()
-        optimiser.step()
-        optimiser.zero_grad()
+    def side(weights: Mapping[str, float], **options: Any) -> Callable[[], None]:
+        network = _guided(model, **options)
+
+        def step() -> None:
+            with autocast:
+                _step(network, optimizer, batch, weights)
+
+        return step
+
+    def padded_step() -> None:
+        with autocast:
+            _step(_guided(padded), padded_optimizer, batch, {"segmentation": 1.0})
+
+    def recomputed() -> None:
+        model.trunk.checkpoint_activations = True
+        with autocast:
+            _step(_guided(model), optimizer, batch, {"segmentation": 1.0})
+        model.trunk.checkpoint_activations = False
 
     def reference_step() -> None:
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with autocast:
             for index in range(BATCH):
                 reference.step(batch, index)
 
     return {
-        "plain": lambda: step(network, optimizer, {"segmentation": 1.0}),
-        "gain": lambda: step(network, optimizer, guided),
-        "gain and masks": lambda: step(network, optimizer, guided | {"external_supervision": 1.0}),
-        "plain, padding 100": lambda: step(GuidedNetwork(padded), padded_optimizer, {"segmentation": 1.0}),
+        "plain": side({"segmentation": 1.0}),
+        "gain": side(GUIDED),
+        "gain and masks": side(GUIDED | {"external_supervision": 1.0}),
+        "gain, full resolution": side(GUIDED, masked_stride=1),
+        "gain, attention only": side(GUIDED, masked_stride=1, am_grad="attention_only"),
+        "plain, padding 100": padded_step,
+        "plain, recomputed": recomputed,
         "reference": reference_step,
     }
 
 
-class _Reference:
+def _step_flops(device: torch.device) -> dict[str, float]:
+    network = _guided(_network(device))
+
+    def count(weights: Mapping[str, float]) -> float:
+        criterion = Criterion(weights, network.model.attention_grid)
+        flops: TrainingFlops = training_flops(network, criterion, (SIDE, SIDE))
+        return float(BATCH * flops.per_image + sum(LABELS) * flops.per_pair)
+
+    return {"plain": count({"segmentation": 1.0}), "gain": count(GUIDED)}
+
+
+def _memory(side: str, precision: str) -> float:
+    """MiB that an image adds to the peak of a step, from steps of two and of four images with 1.5 labels each.
+
+    The reference takes one image at a time, here one with one label: what its step adds to weights, gradients and
+    momentum.
+    """
+    if side == "reference":
+        before, peak = _measured(side, precision, 1)
+        return peak - before
+    return (_measured(side, precision, 4)[1] - _measured(side, precision, 2)[1]) / 2
+
+
+def _measured(side: str, precision: str, batch: int) -> list[float]:
+    command = [sys.executable, "-m", "benchmarks.guidance", side, precision, str(batch)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    values: list[float] = json.loads(done.stdout.splitlines()[-1])
+    return values
+
+
+def _peak_memory(side: str, precision: str, batch_size: str) -> list[float]:
+    """MiB before a step, with gradients and momentum in place, and at its peak; in a process of its own."""
+    chosen = choose_device("auto", "auto")
+    device = chosen.torch_device
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    reference = side == "reference"
+    model = _network(device, padding=100 if reference else 1).train()
+    model.trunk.checkpoint_activations = side.endswith("recomputed")
+    optimizer = _optimizer(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()  # momentum
+    batch = _batch(device, int(batch_size), MEMORY_SIDE)
+    before = _mebibytes(device, peak=False)
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        if reference:
+            Reference(model, optimizer).step(batch, 0)
+        else:
+            _step(_guided(model), optimizer, batch, {"segmentation": 1.0} if side == "plain" else GUIDED)
+    return [before, _mebibytes(device, peak=True)]
+
+
+def _mebibytes(device: torch.device, *, peak: bool) -> float:
+    if device.type == "cuda":
+        return (torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()) / 2**20
+    import resource
+
+    import psutil
+
+    return (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        if peak
+        else psutil.Process().memory_info().rss / 2**20
+    )
+
+
+class Reference:
     """One image at a time, three passes through the trunk, and one backward pass through it per class for Grad-CAM."""
 
-    def __init__(self, model: FCN8s, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, model: FCN8s, optimizer: Optimizer) -> None:
         self.model = model
         self.optimizer = optimizer
 
@@ -203,7 +361,7 @@ class _Reference:
         """A step on one image of the batch."""
         image, labels = batch.image[index : index + 1], batch.image_labels[index : index + 1]
         features = self._features(image, padding=100)
-        loss = segmentation_loss(self.model.segment(features, (SIDE, SIDE)), batch.target[index : index + 1])
+        loss = segmentation_loss(self.model.segment(features, image.shape[2:]), batch.target[index : index + 1])
         conv5_3 = self._features(image, padding=1).conv5_3
         class_logits = self.model.classify(conv5_3)
         loss = loss + classification_loss(class_logits, labels)
@@ -214,7 +372,7 @@ class _Reference:
             gradient, *_ = torch.autograd.grad(class_logits[0, label], [conv5_3, *trunk], retain_graph=True)
             weights = gradient.mean(dim=(2, 3), keepdim=True)
             maps, _ = normalise_attention((weights * conv5_3.float()).sum(dim=1).relu())
-            mask = soft_mask(attention_to_image(maps, (SIDE, SIDE), AttentionGrid(16, 1)), threshold=0.5, slope=10.0)
+            mask = soft_mask(attention_to_image(maps, image.shape[2:], AttentionGrid(16, 1)), threshold=0.5, slope=10.0)
             masked = self._features(image * (1.0 - mask[:, None]), padding=1)
             loss = loss + self.model.classify(masked.conv5_3)[0, label].sigmoid() / len(present)
         loss.backward()

@@ -122,10 +122,11 @@ def send_records() -> None:
 @app.command("ui")
 def show_runs(port: Annotated[int, typer.Option(help="of MLflow's UI on 127.0.0.1")] = 5000) -> None:
     """Show the runs in MLflow's UI, with the addresses of the views that a comparison begins with."""
+    from pipeline.addresses import without_credentials
     from pipeline.registry import registry_errors
     from pipeline.saved_views import VIEWS, view_page
     from pipeline.sender import connect, tracking_uri
-    from pipeline.services import problem_with, without_credentials
+    from pipeline.services import problem_with
 
     uri = tracking_uri()
     try:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from pipeline.addresses import without_credentials
 from pipeline.config import EmbeddedData, FolderData, Params, Profile, RemoteFile, Voc2012Data
 from pipeline.data import voc
 from pipeline.data.manifest import read_manifest
@@ -16,7 +17,7 @@ from pipeline.devices import Device, choose_device
 from pipeline.errors import PipelineError
 from pipeline.fetch import CACHE, cached_path, check_file
 from pipeline.sender import tracking_uri
-from pipeline.services import default_remote, problem_with, without_credentials
+from pipeline.services import default_remote, problem_with
 
 GIGABYTE = 1e9
 BYTES_PER_WEIGHT = 16  # weight, gradient and the two moments of Adam, in float32

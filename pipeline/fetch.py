@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from pipeline.addresses import without_credentials
 from pipeline.errors import PipelineError
 
 CACHE = Path(".downloads")  # what was fetched, so that it need not be again when a stage runs anew
@@ -56,7 +57,7 @@ def fetch(mirrors: Sequence[str], path: Path, *, checksum: str, size: int | None
             try:
                 _fetch(url, path, checksum)
             except _failures() as error:
-                reason = f"{url}: {_reason(error)}"
+                reason = without_credentials(f"{url}: {_reason(error)}")
                 if not tries_left or not _worth_another_try(error):
                     break
                 print(f"warning: {reason}; trying again", file=sys.stderr, flush=True)

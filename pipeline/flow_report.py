@@ -17,11 +17,11 @@ from prefect.artifacts import (
 )
 from prefect.client.schemas.objects import State
 
+from pipeline.addresses import without_credentials
 from pipeline.config import Params
 from pipeline.dag import StagePlan
 from pipeline.registry import find_runs, flat_scores, select_variant
 from pipeline.sender import tracking_uri
-from pipeline.services import without_credentials
 
 EPOCH = re.compile(r"^\S+: epoch (\d+)/(\d+) ")  # progress.py's line
 DEVICE = re.compile(r"^\S+: on (.+) \(asked for: ")  # stages/train.py's and score.py's

@@ -24,11 +24,12 @@ from prefect.exceptions import FailedRun
 from prefect.states import Completed, Failed
 
 from pipeline import dag, experiments, promotion
+from pipeline.addresses import without_credentials
 from pipeline.config import load_params
 from pipeline.errors import PipelineError
 from pipeline.flow_report import Report
 from pipeline.sender import tracking_uri
-from pipeline.services import check_prefect_server, default_remote, problem_with, without_credentials
+from pipeline.services import check_prefect_server, default_remote, problem_with
 from pipeline.stage_task import current_flow_run, ended_with_parent, record_device, reproduce, visible_gpus
 from pipeline.sweeps import best_scores, check_points, run_on_workers, sweep_points
 

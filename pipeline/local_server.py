@@ -21,9 +21,10 @@ from uuid import UUID
 
 import yaml
 
+from pipeline.addresses import without_credentials
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
-from pipeline.services import check_prefect_server, problem_with, without_credentials
+from pipeline.services import check_prefect_server, problem_with
 
 HOME = Path(".prefect")
 STARTED = HOME / "started.json"

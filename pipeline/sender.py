@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from pipeline.addresses import without_credentials
 from pipeline.files import write_json
 from pipeline.saved_views import experiment_tags
-from pipeline.services import without_credentials
 from pipeline.system_metrics import SystemMetrics
 from pipeline.tracking import DESCRIPTION_TAG, SPOOLS, WAITING, WEIGHTS_TAG
 

@@ -1,13 +1,13 @@
 """The servers that a run depends on, asked whether they answer; nobody here waits without bound."""
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
 from urllib.parse import urlsplit
 
+from pipeline.addresses import without_credentials
 from pipeline.errors import PipelineError
 
 ANSWER_SECONDS = 5.0  # within which a server must answer
@@ -23,11 +23,6 @@ def problem_with(url: str) -> str | None:
     except requests.exceptions.RequestException as error:
         host = urlsplit(url).netloc.rpartition("@")[2]
         return f"no answer within {ANSWER_SECONDS:.0f} s" if "timed out" in str(error) else f"{host} cannot be reached"
-
-
-def without_credentials(text: str) -> str:
-    """The text with user and password taken out of every address in it, for logs and artifacts."""
-    return re.sub(r"(\w://)[^/\s@]+@", r"\1", text)
 
 
 def check_prefect_server() -> None:

@@ -193,6 +193,13 @@ def test_mirror_that_does_not_exist_is_named(tmp_path, refused):
         assert f"{url}: no connection" in refused(fetch, [url], tmp_path / "file", checksum=MD5)  # nobody listens
 
 
+def test_password_in_a_mirrors_address_is_shown_nowhere(tmp_path, refused, capsys):
+    message = refused(fetch, ["http://user:secret@127.0.0.1:9/file"], tmp_path / "file", checksum=MD5)
+    said = message + "".join(capsys.readouterr())
+    assert "http://127.0.0.1:9/file" in said
+    assert "secret" not in said
+
+
 def test_no_mirror_at_all_is_said(tmp_path, refused):
     assert "no mirror to fetch it from" in refused(fetch, [], tmp_path / "file", checksum=MD5)
 

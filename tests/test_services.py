@@ -2,8 +2,9 @@
 
 import pytest
 
+from pipeline.addresses import without_credentials
 from pipeline.errors import PipelineError
-from pipeline.services import check_prefect_server, problem_with, without_credentials
+from pipeline.services import check_prefect_server, problem_with
 
 
 @pytest.mark.parametrize(
