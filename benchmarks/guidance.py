@@ -227,9 +227,7 @@ def _guided(model: FCN8s, **options: Any) -> GuidedNetwork:
     return GuidedNetwork(model, **{"second_order": True, "masked_stride": 2, **options})
 
 
-def _step(
-    network: GuidedNetwork, optimizer: Optimizer, batch: Sample, weights: Mapping[str, float]
-) -> None:
+def _step(network: GuidedNetwork, optimizer: Optimizer, batch: Sample, weights: Mapping[str, float]) -> None:
     criterion = Criterion(weights, network.model.attention_grid, guidance_distance="absolute")
     pairs = class_pairs(batch.image_labels, 4)
     total = criterion.total(criterion(network(batch.image, pairs, criterion.needs), batch), 1.0)
@@ -239,7 +237,7 @@ def _step(
 
 
 def _optimizer(model: FCN8s) -> Optimizer:
-    return torch.optim.SGD(model.parameters(), lr=1e-9, momentum=0.9, fused=True)
+    return torch.optim.SGD(model.parameters(), lr=1e-9, momentum=0.9)
 
 
 def _step_sides(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[], object]]:

@@ -75,13 +75,14 @@ class TrainingProgress:
             self._bar.stop()
         print(f"{self.title}: trained for {time.monotonic() - self._started:.1f} s", flush=True)
 
-    def step(self, losses: "Mapping[str, Tensor]") -> None:
-        """Count one step; shows the losses a few times a second, since reading one waits for the device."""
+    def step(self, record: "Mapping[str, Tensor]") -> None:
+        """Count one step; shows its "loss/NAME" a few times a second, since reading one waits for the device."""
         if self._bar is None:
             return
         self._bar.advance(self._task)
         if time.monotonic() - self._refreshed > REFRESH_SECONDS:
             self._refreshed = time.monotonic()
+            losses = {name.removeprefix("loss/"): v for name, v in record.items() if name.startswith("loss/")}
             text = "  ".join(f"{name} {loss.item():.3f}" for name, loss in losses.items())
             self._bar.update(self._task, losses=text)
 

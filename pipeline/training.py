@@ -223,7 +223,7 @@ def add_gradients(
         values = {f"loss/{name}": loss.detach().float() for name, loss in losses.items()}
         values["loss/total"] = total.detach()
         if output.alive is not None:
-            values["pairs"] = values["loss/total"].new_tensor(float(output.alive.numel()))
+            values["pairs"] = torch.full_like(values["loss/total"], output.alive.numel())
             values["dead"] = (~output.alive).sum().float()
         for name, value in values.items():
             record[name] = record.get(name, 0.0) + value / len(batches)
@@ -325,7 +325,8 @@ def build_optimizer(model: FCN8s, options: Training, *, fused: bool) -> Optimize
     """One parameter group per part that learns, at learning_rate times the part's scale.
 
     Args:
-        fused: update all parameters in one kernel.
+        fused: update all parameters of a group in one kernel. AdamW only: torch's fused SGD fails once a parameter has
+            its first gradient later than others, as the classifier may.
     """
     groups = []
     for part in FCN8s.PARTS:
@@ -334,7 +335,7 @@ def build_optimizer(model: FCN8s, options: Training, *, fused: bool) -> Optimize
             scale = options.learning_rate_scales.get(part, 1.0)  # type: ignore[call-overload]
             groups.append({"params": parameters, "lr": options.learning_rate * scale, "name": part})
     if options.optimizer == "sgd":
-        return SGD(groups, lr=options.learning_rate, momentum=0.9, weight_decay=options.weight_decay, fused=fused)
+        return SGD(groups, lr=options.learning_rate, momentum=0.9, weight_decay=options.weight_decay)
     return AdamW(groups, lr=options.learning_rate, weight_decay=options.weight_decay, fused=fused)
 
 

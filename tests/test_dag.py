@@ -81,7 +81,7 @@ def test_runs_are_in_mlflow_with_training_and_test_scores(repro, monkeypatch):
         assert any(f"{name}+step+0" in path for path in images), name
     assert {"train/gradient_norm/trunk", "train/gradient_norm/classifier"} <= set(run.data.metrics)
     tags = by_name["classify-seed0"].data.tags
-    assert tags["frozen.trunk.sha256_before"] == tags["frozen.trunk.sha256_after"]
+    assert not [name for name in tags if name.startswith("frozen.")]  # summary.json has the proof
 
 
 def test_challenger_answers(repro, monkeypatch):

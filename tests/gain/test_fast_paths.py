@@ -147,8 +147,7 @@ def test_compiled_step_is_the_plain_step(tiny_model, scene):
     assert_close(gradients(compiled, fewer), gradients(network, fewer))  # another number of pairs
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_fused_step_is_the_plain_step(tiny_model, scene, training_options, optimizer):
+def test_fused_step_is_the_plain_step(tiny_model, training_options):
     results = []
     start = tiny_model().state_dict()
     for fused in (False, True):
@@ -156,7 +155,7 @@ def test_fused_step_is_the_plain_step(tiny_model, scene, training_options, optim
         model.load_state_dict(start)
         model.double()
         freeze(model, [])
-        options = training_options.model_copy(update={"optimizer": optimizer, "weight_decay": 0.01})
+        options = training_options.model_copy(update={"weight_decay": 0.01})
         steps = build_optimizer(model, options, fused=fused)
         generator = torch.Generator().manual_seed(0)
         for _ in range(3):
@@ -165,6 +164,22 @@ def test_fused_step_is_the_plain_step(tiny_model, scene, training_options, optim
             steps.step()
         results.append({name: p.detach() for name, p in model.named_parameters()})
     assert_close(results[1], results[0], relative=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_part_may_have_its_first_gradient_later(tiny_model, training_options, optimizer, fused):
+    model = tiny_model()
+    freeze(model, [])
+    steps = build_optimizer(model, training_options.model_copy(update={"optimizer": optimizer}), fused=fused)
+    for parts in (("trunk",), ("trunk", "classifier")):
+        for part in parts:
+            for parameter in model.get_submodule(part).parameters():
+                parameter.grad = torch.ones_like(parameter)
+        before = [p.detach().clone() for p in model.classifier.parameters()]
+        steps.step()
+        moved = any(not torch.equal(a, b) for a, b in zip(before, model.classifier.parameters(), strict=True))
+        assert moved is ("classifier" in parts)
 
 
 def test_bfloat16_leaves_attention_and_losses_in_float32(tiny_model, scene):
