@@ -1,11 +1,13 @@
-"""How a stage fails: one line and exit code 1, whatever went wrong that a user can act on."""
+"""How a stage fails, in one line with exit code 1 whatever a user can act on; what it imports before it begins."""
 
 import errno
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from checkouts import REPOSITORY
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.errors import PipelineError
@@ -61,3 +63,26 @@ def test_bug_keeps_its_traceback(monkeypatch, error):
     monkeypatch.setattr(sys, "argv", ["demo"])
     with pytest.raises(type(error)):
         run_stage("demo", raising(error))
+
+
+HEAVY = {
+    "torch", "torchvision", "lightning_fabric", "matplotlib", "pandas", "sklearn", "scipy", "mlflow", "dvc", "prefect",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("modules", "needed"),
+    [
+        ("stages.download", set()),
+        ("stages.prepare", set()),
+        ("stages.pretrain, stages.train", {"torch", "lightning_fabric"}),
+        ("stages.evaluate, stages.score", {"torch"}),
+        ("stages.register", set()),
+        ("stages.summarise", {"torch"}),
+    ],
+)
+def test_stage_imports_what_it_uses_at_once_and_nothing_else(modules, needed):
+    """What is left out here is imported where it is used: pandas for a manifest, matplotlib for a chart."""
+    code = f"import sys, {modules}; print(*({HEAVY!r} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert set(found.stdout.split()) == needed

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning_fabric import Fabric
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import Dataset
 
 from pipeline.checkpoints import CheckpointFile, fingerprint
@@ -15,6 +16,7 @@ from pipeline.gain.losses import Criterion
 from pipeline.model.weights import state_digest
 from pipeline.training import (
     StepRecords,
+    add_gradients,
     build_optimizer,
     fit,
     forward,
@@ -379,3 +381,67 @@ def test_fingerprint_follows_parameters_and_inputs(tmp_path):
     assert original != fingerprint("classify", {"learning_rate": 0.1}, [data])
     data.write_text("b")
     assert original != fingerprint("pretrain", {"learning_rate": 0.1}, [data])
+
+
+class HostReads(TorchDispatchMode):
+    """Counts operations whose result the host must wait for."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name in self.WAITING:
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("am_grad", ["shared", "attention_only"])
+def test_step_reads_nothing_back_from_the_device(tiny_model, batch, monkeypatch, am_grad):
+    """A GPU can then be given the next step while it works on this one. Pairs are chosen before, on the host."""
+    monkeypatch.setattr("pipeline.training.LOOK_SECONDS", math.inf)
+    model = tiny_model()
+    freeze(model, [])
+    network = GuidedNetwork(model, second_order=True, masked_stride=2, am_grad=am_grad)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    guided, optimizer = fabric.setup(network, build_optimizer(model, OPTIONS, fused=True))
+    criterion = Criterion(ALL_WEIGHTS, model.attention_grid)
+    pairs, records = class_pairs(batch.image_labels, 4), StepRecords(epoch=1)
+    for step in range(2):
+        with HostReads() as reads:
+            _, losses = forward(guided, batch, pairs, criterion)
+            total = criterion.total(losses, 1.0)
+            fabric.backward(total)
+            norm = fabric.clip_gradients(guided, optimizer, max_norm=1.0, error_if_nonfinite=False)
+            for part in model.PARTS:
+                gradient_norm(model.get_submodule(part).parameters())
+            optimizer.step()
+            optimizer.zero_grad()
+            records.add({"loss/total": total.detach(), "train/gradient_norm": norm.detach()}, 0.1)
+        assert reads.found == [], step
+    with HostReads() as reads:
+        assert float(total.detach()) > 0
+    assert reads.found  # it does see them
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_step_on_a_gpu_does_not_wait_for_it(tiny_model):
+    options = OPTIONS.model_copy(update={"num_epochs": 1})
+    loader = training_loader(Squares(), batch_size=2, seed=0, num_workers=0)
+    fabric = Fabric(accelerator="cuda", devices=1, precision="bf16-mixed")
+    model = tiny_model()
+    freeze(model, [])
+    guided, optimizer = fabric.setup(GuidedNetwork(model, masked_stride=2), build_optimizer(model, options, fused=True))
+    criterion = Criterion(ALL_WEIGHTS, model.attention_grid)
+    for batch in loader:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            add_gradients(fabric, guided, [batch], criterion, 1.0, 4)
+            fabric.clip_gradients(guided, optimizer, max_norm=1.0, error_if_nonfinite=False)
+            optimizer.step()
+            optimizer.zero_grad()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
