@@ -158,7 +158,8 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _network(device: torch.device, padding: int = 1) -> FCN8s:
+def network(device: torch.device, padding: int = 1) -> FCN8s:
+    """At full width, channels last."""
     model = FCN8s(CLASSES, dropout=0.0, padding=padding)
     return model.to(device).to(memory_format=torch.channels_last)
 
@@ -167,7 +168,8 @@ def _image(device: torch.device) -> Tensor:
     return torch.randn(BATCH, 3, SIDE, SIDE, device=device).contiguous(memory_format=torch.channels_last)
 
 
-def _batch(device: torch.device, batch: int = BATCH, side: int = SIDE) -> Sample:
+def sample(device: torch.device, batch: int = BATCH, side: int = SIDE) -> Sample:
+    """A batch whose images have one and two classes in turn, 20 at most."""
     target = torch.randint(0, CLASSES + 1, (batch, side // 16, side // 16), device=device)
     target = target.repeat_interleave(16, dim=1).repeat_interleave(16, dim=2)
     labels = torch.zeros(batch, CLASSES)
@@ -178,7 +180,7 @@ def _batch(device: torch.device, batch: int = BATCH, side: int = SIDE) -> Sample
 
 
 def _map_sides(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
-    model, image = _network(device).eval(), _image(device)
+    model, image = network(device).eval(), _image(device)
 
     @torch.inference_mode()
     def forward(segmentation: bool, maps: bool) -> object:
@@ -201,7 +203,7 @@ def _peer_sides(device: torch.device) -> dict[str, Callable[[], object]]:
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    model, image = _network(device), _image(device)
+    model, image = network(device), _image(device)
 
     def pytorch_grad_cam(network: ClassLogits) -> None:
         with GradCAM(network, [network.last_convolution]) as cam:
@@ -222,7 +224,7 @@ def _peer_sides(device: torch.device) -> dict[str, Callable[[], object]]:
     }
 
 
-def _guided(model: FCN8s, **options: Any) -> GuidedNetwork:
+def guided(model: FCN8s, **options: Any) -> GuidedNetwork:
     """As the profiles configure it."""
     return GuidedNetwork(model, **{"second_order": True, "masked_stride": 2, **options})
 
@@ -241,28 +243,28 @@ def _optimizer(model: FCN8s) -> Optimizer:
 
 
 def _step_sides(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
-    batch, model, padded = _batch(device), _network(device).train(), _network(device, padding=100).train()
+    batch, model, padded = sample(device), network(device).train(), network(device, padding=100).train()
     optimizer, padded_optimizer = _optimizer(model), _optimizer(padded)
     reference = Reference(padded, padded_optimizer)
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
     def side(weights: Mapping[str, float], **options: Any) -> Callable[[], None]:
-        network = _guided(model, **options)
+        masked = guided(model, **options)
 
         def step() -> None:
             with autocast:
-                _step(network, optimizer, batch, weights)
+                _step(masked, optimizer, batch, weights)
 
         return step
 
     def padded_step() -> None:
         with autocast:
-            _step(_guided(padded), padded_optimizer, batch, {"segmentation": 1.0})
+            _step(guided(padded), padded_optimizer, batch, {"segmentation": 1.0})
 
     def recomputed() -> None:
         model.trunk.checkpoint_activations = True
         with autocast:
-            _step(_guided(model), optimizer, batch, {"segmentation": 1.0})
+            _step(guided(model), optimizer, batch, {"segmentation": 1.0})
         model.trunk.checkpoint_activations = False
 
     def reference_step() -> None:
@@ -283,11 +285,11 @@ def _step_sides(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[
 
 
 def _step_flops(device: torch.device) -> dict[str, float]:
-    network = _guided(_network(device))
+    model = guided(network(device))
 
     def count(weights: Mapping[str, float]) -> float:
-        criterion = Criterion(weights, network.model.attention_grid)
-        flops: TrainingFlops = training_flops(network, criterion, (SIDE, SIDE))
+        criterion = Criterion(weights, model.model.attention_grid)
+        flops: TrainingFlops = training_flops(model, criterion, (SIDE, SIDE))
         return float(BATCH * flops.per_image + sum(LABELS) * flops.per_pair)
 
     return {"plain": count({"segmentation": 1.0}), "gain": count(GUIDED)}
@@ -318,19 +320,19 @@ def _peak_memory(side: str, precision: str, batch_size: str) -> list[float]:
     device = chosen.torch_device
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     reference = side == "reference"
-    model = _network(device, padding=100 if reference else 1).train()
+    model = network(device, padding=100 if reference else 1).train()
     model.trunk.checkpoint_activations = side.endswith("recomputed")
     optimizer = _optimizer(model)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()  # momentum
-    batch = _batch(device, int(batch_size), MEMORY_SIDE)
+    batch = sample(device, int(batch_size), MEMORY_SIDE)
     before = _mebibytes(device, peak=False)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         if reference:
             Reference(model, optimizer).step(batch, 0)
         else:
-            _step(_guided(model), optimizer, batch, {"segmentation": 1.0} if side == "plain" else GUIDED)
+            _step(guided(model), optimizer, batch, {"segmentation": 1.0} if side == "plain" else GUIDED)
     return [before, _mebibytes(device, peak=True)]
 
 

@@ -1,13 +1,13 @@
-"""The README's tables and pictures and docs/study.md, from the last `make repro` and `make study`: `make docs`."""
+"""The tables and pictures of README.md and docs/, from the last `make repro`, `make study` and `make bench`: `make docs`."""
 
 import csv
 import json
-import re
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from docs.benchmark_tables import insert, insert_benchmarks
 from pipeline.data import voc
 from pipeline.data.manifest import ManifestRow, decode_image, read_manifest
 from pipeline.evaluation import results_table
@@ -33,12 +33,8 @@ def main() -> None:
         "results": results_table(json.loads((REPORTS / "metrics.json").read_text(encoding="utf-8"))),
         "study": (STUDY / "results" / "table.md").read_text(encoding="utf-8").strip(),
     }
-    readme = REPOSITORY / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    for name, table in tables.items():
-        block = f"<!-- {name} -->\n{table}\n<!-- /{name} -->"
-        text = re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", block, text, flags=re.DOTALL)
-    readme.write_text(text, encoding="utf-8")
+    insert(REPOSITORY / "README.md", tables)
+    insert_benchmarks()
     (REPOSITORY / "docs" / "study.md").write_text(study_page(), encoding="utf-8")
 
 

@@ -11,6 +11,7 @@ import mlflow
 import psutil
 import pytest
 from checkouts import PATIENCE, REPOSITORY, becomes, checkout, environment, one_line, python, set_params, stage
+from servers import free_port
 
 from pipeline.config import load_params
 
@@ -143,6 +144,26 @@ def test_error_of_all_ranks_is_one_line(copy):
 def test_several_machines_are_for_torchrun_to_start(copy):
     set_params(copy, {".runtime.num_nodes": 2})
     one_line(stage(copy, "pretrain"), "runtime.num_nodes: 2 machines are asked for", "torchrun --nnodes 2 --nproc-per")
+
+
+def test_two_machines_train_together(copy):
+    """Two launches of torchrun, as on two machines with a shared disk."""
+    set_params(copy, {".runtime.devices": 1, ".runtime.num_nodes": 2})
+    port = free_port()
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend",
+        "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1", "-m", "stages.pretrain",
+    ]  # fmt: skip
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    nodes = [subprocess.Popen(command, cwd=copy, env=environment(copy), **pipes) for _ in range(2)]
+    try:
+        said = [node.communicate(timeout=PATIENCE)[0] for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert (copy / "models/pretrain.safetensors").exists()
+    assert sum(text.count("MLflow: run pretrain-seed0") for text in said) == 1
 
 
 def test_ranks_must_be_as_many_as_the_parameters_say(copy):

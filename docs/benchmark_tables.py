@@ -1,0 +1,140 @@
+"""The tables of `make bench` in README.md and docs/: `python -m docs.benchmark_tables`, and part of `make docs`."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parents[1]
+BENCHMARKS = REPOSITORY / "benchmarks"
+NAMES = ("guidance", "loading", "startup", "scaling")
+
+
+def insert(page: Path, tables: Mapping[str, str]) -> None:
+    """Replace what stands between the markers of each table."""
+    text = page.read_text(encoding="utf-8")
+    for name, table in tables.items():
+        block = f"<!-- {name} -->\n{table}\n<!-- /{name} -->"
+        text = re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, block=block: block, text, flags=re.DOTALL)
+    page.write_text(text, encoding="utf-8")
+
+
+def insert_benchmarks() -> None:
+    """The tables of `make bench`."""
+    found = {name: json.loads((BENCHMARKS / f"{name}.json").read_text(encoding="utf-8")) for name in NAMES}
+    insert(REPOSITORY / "README.md", {"performance": performance_table(found["guidance"], found["loading"])})
+    insert(
+        REPOSITORY / "docs" / "performance.md",
+        {
+            "performance": performance_table(found["guidance"], found["loading"]),
+            "seconds": seconds_table(found["guidance"]),
+            "memory": memory_table(found["guidance"]),
+            "startup": startup_table(found["startup"]),
+        },
+    )
+    insert(REPOSITORY / "docs" / "scaling.md", {"scaling": scaling_tables(found["scaling"])})
+
+
+def performance_table(guidance: dict[str, Any], loading: dict[str, Any]) -> str:
+    """Markdown: what is compared, the goal, and the ratio in float32 and in bfloat16."""
+    ratios: dict[str, float] = guidance["ratios"]
+    precisions = [name for name in ("fp32", "bf16") if name in guidance["seconds"]["steps"]]
+    rows = [
+        (
+            "all 20 maps with the forward pass / forward pass",
+            "forward pass with all maps / forward pass",
+            "at most 1.02",
+        ),
+        (
+            "pytorch-grad-cam (fp32) / all maps and the pass that they need",
+            "pytorch-grad-cam on the network, fp32 / all maps with the pass that they need",
+            "75; 150 in bf16",
+        ),
+        (
+            "the same, given the network without its decoder",
+            "pytorch-grad-cam on the network without its decoder, fp32 / all maps with the pass that they need",
+            "",
+        ),
+        ("captum (fp32) / the same", "captum on the network, fp32 / all maps with the pass that they need", ""),
+        ("GAIN step / plain segmentation step", "GAIN step / plain step", "at most 1.5"),
+        (
+            "the same, masked pass at full resolution",
+            "GAIN step, masked pass at full resolution / plain step",
+            "",
+        ),
+        ("GAIN step / the reference's step", "GAIN step / reference's step", "at most 0.45"),
+        ("GAIN step with L_e / without", "GAIN step with L_e / GAIN step", "at most 1.02"),
+        ("plain step with padding 100 / padding 1", "plain step, padding 100 / padding 1", ""),
+        (
+            "plain step, activations recomputed / kept",
+            "plain step, activations recomputed / plain step",
+            "",
+        ),
+    ]
+    lines = ["| | goal | " + " | ".join(precisions) + " |", "|---" * (2 + len(precisions)) + "|"]
+    for title, key, goal in rows:
+        lines.append(f"| {title} | {goal} | " + " | ".join(_figures(ratios[f"{key}, {p}"]) for p in precisions) + " |")
+    if "bf16" in precisions:
+        gained = _figures(ratios["GAIN step, fp32 / GAIN step, bf16"])
+        lines.append(f"| GAIN step in fp32 / in bf16 | at least 1.8 | | {gained} |")
+    rate = loading["loader_images_per_second"]["0 workers"] / loading["training_step_images_per_second"]
+    lines.append(f"| loader, one process / training step, images a second | at least 2 | | {rate:.0f} |")
+    return "\n".join(lines)
+
+
+def seconds_table(guidance: dict[str, Any]) -> str:
+    """Markdown: the seconds behind the ratios."""
+    lines = ["| | " + " | ".join(guidance["seconds"]["steps"]) + " |"]
+    lines.append("|---" * (1 + len(guidance["seconds"]["steps"])) + "|")
+    for kind in ("maps", "steps"):
+        by_precision = guidance["seconds"][kind]
+        for name in next(iter(by_precision.values())):
+            values = " | ".join(f"{seconds[name]:.2f} s" for seconds in by_precision.values())
+            lines.append(f"| {'evaluation' if kind == 'maps' else 'step'}: {name} | {values} |")
+    for name, seconds in guidance["seconds"]["peers"].items():
+        lines.append(f"| {name}, 20 classes | {seconds:.1f} s |" + " |" * (len(guidance["seconds"]["steps"]) - 1))
+    shares = guidance["mfu"]
+    for side in ("plain", "gain"):
+        lines.append(
+            f"| share of the peak, {side} step | " + " | ".join(f"{s[side]:.2f}" for s in shares.values()) + " |"
+        )
+    return "\n".join(lines)
+
+
+def memory_table(guidance: dict[str, Any]) -> str:
+    """Markdown: what an image adds to a step's peak."""
+    ((key, values),) = [(k, v) for k, v in guidance.items() if k.startswith("mebibytes_by_image")]
+    side, precision = key.rsplit("_", 2)[1:]
+    lines = [f"| step at {side} x {side}, {precision} | MiB an image |", "|---|---|"]
+    return "\n".join(lines + [f"| {name} | {value:.0f} |" for name, value in values.items()])
+
+
+def startup_table(startup: dict[str, Any]) -> str:
+    """Markdown: imports of every stage beside their budget."""
+    lines = ["| stage | imports | budget |", "|---|---|---|"]
+    for name, seconds in startup["seconds"].items():
+        budget = startup["budget_seconds"].get(name)
+        lines.append(f"| {name} | {seconds:.1f} s | {f'{budget:.0f} s' if budget else ''} |")
+    return "\n".join(lines)
+
+
+def scaling_tables(scaling: dict[str, Any]) -> str:
+    """Markdown: two ranks as measured, many as computed."""
+    computed = scaling["computed"]
+    lines = [f"| measured here: {scaling['input']} | a step | summing the gradients alone |", "|---|---|---|"]
+    for name, seconds in scaling["measured_seconds"].items():
+        lines.append(f"| {name} | {seconds['step']:.2f} s | {seconds['all_reduce']:.2f} s |")
+    lines += ["", "| efficiency, computed | " + " | ".join(map(str, computed["devices"])) + " |"]
+    lines.append("|---" * (1 + len(computed["devices"])) + "|")
+    for name, shares in computed["efficiency"].items():
+        lines.append(f"| {name} | " + " | ".join(f"{100 * share:.0f} %" for share in shares) + " |")
+    return "\n".join(lines)
+
+
+def _figures(ratio: float) -> str:
+    return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.2f}"
+
+
+if __name__ == "__main__":
+    insert_benchmarks()
