@@ -26,9 +26,12 @@ test: $(BIN)/.installed ## lint, types, import contract, tests
 doctor: $(BIN)/.installed ## what the chosen profile lacks here, and the command that gets it
 	$(BIN)/gain doctor
 
-bench: $(BIN)/.installed ## time and memory of the pipeline; loading; the cost of Prefect, of tracking and of serving
-	$(BIN)/python -m benchmarks.repro
+bench: $(BIN)/.installed ## what guidance costs beside the peers; loading, start-up, scaling, the pipeline, Prefect, tracking, serving
+	$(BIN)/python -m benchmarks.guidance
 	$(BIN)/python -m benchmarks.loading
+	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.repro
 	$(BIN)/python -m benchmarks.flows
 	$(BIN)/python -m benchmarks.tracking
 	$(BIN)/python -m benchmarks.serving

@@ -95,10 +95,10 @@ def seconds_table(guidance: dict[str, Any]) -> str:
     for name, seconds in guidance["seconds"]["peers"].items():
         lines.append(f"| {name}, 20 classes | {seconds:.1f} s |" + " |" * (len(guidance["seconds"]["steps"]) - 1))
     shares = guidance["mfu"]
-    for side in ("plain", "gain"):
-        lines.append(
-            f"| share of the peak, {side} step | " + " | ".join(f"{s[side]:.2f}" for s in shares.values()) + " |"
-        )
+    lines += [
+        f"| share of the peak, {side} step | {' | '.join(f'{share[side]:.2f}' for share in shares.values())} |"
+        for side in ("plain", "gain")
+    ]
     return "\n".join(lines)
 
 

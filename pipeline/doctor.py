@@ -59,7 +59,7 @@ def examine(params: Params, folder: Path) -> Iterator[Finding]:
 
 def _device(profile: Profile) -> tuple[Finding, Device | None]:
     try:
-        device = choose_device(profile.runtime.device, profile.runtime.precision)
+        device = choose_device(profile.runtime.device, profile.runtime.precision, profile.runtime.devices)
     except PipelineError as error:
         return Finding("fail", "device", str(error)), None
     return Finding("ok", "device", device.reason), device
@@ -175,19 +175,24 @@ def _memory(profile: Profile, folder: Path, device: Device | None) -> Finding:
     text = f"a step of finetune or evaluate needs up to about {need}, {free} are free"
     if needed > available:
         return Finding(
-            "fail", "memory", f"{text}; lower batch_size or crop_size of finetune.training, or evaluate.batch_size"
+            "fail",
+            "memory",
+            f"{text}; lower batch_size or crop_size of finetune.training, or evaluate.batch_size, or raise "
+            "accumulate_grad_batches",
         )
     return Finding("ok", "memory", text)
 
 
 def training_bytes(profile: Profile) -> int:
-    """Estimate of what a fine-tuning step holds, in bytes: weights with Adam's state, and activations in float32 of the
-    images and of one masked image each. Nothing is computed: the network runs on tensors without content.
+    """Estimate of what a fine-tuning step holds on one device, in bytes: weights with Adam's state, and activations in
+    float32 of its images and of one masked image each. Nothing is computed: the network runs on tensors without content.
     """
     training, download = profile.finetune.training, profile.download
+    images = training.batch_size // (profile.runtime.num_ranks * training.accumulate_grad_batches)
+    passes = 1.0 + 1.0 / profile.finetune.attention.masked_stride**2
     side = training.crop_size or (download.image_size if isinstance(download, EmbeddedData) else LARGEST_SIDE)
     weights, outputs = _network(profile, (side, side))
-    return weights * BYTES_PER_WEIGHT + 2 * training.batch_size * sum(outputs) * 4 * COPIES_PER_ACTIVATION
+    return weights * BYTES_PER_WEIGHT + round(passes * images * sum(outputs) * 4 * COPIES_PER_ACTIVATION)
 
 
 def evaluation_bytes(profile: Profile, size: tuple[int, int]) -> int:

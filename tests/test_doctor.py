@@ -152,9 +152,12 @@ def test_estimate_grows_with_batch_and_network():
     smoke, full = (load_params(PARAMS, profile=name).profile for name in ("smoke", "voc2012"))
     assert 1e6 < training_bytes(smoke) < 1e9
     assert 4e9 < training_bytes(full) < 40e9
-    half = full.finetune.training.model_copy(update={"batch_size": 4})
-    smaller = full.model_copy(update={"finetune": full.finetune.model_copy(update={"training": half})})
-    assert training_bytes(smaller) < training_bytes(full)
+    for change in ({"batch_size": 4}, {"accumulate_grad_batches": 2}):
+        half = full.finetune.training.model_copy(update=change)
+        smaller = full.model_copy(update={"finetune": full.finetune.model_copy(update={"training": half})})
+        assert training_bytes(smaller) < training_bytes(full)
+    two = full.model_copy(update={"runtime": full.runtime.model_copy(update={"devices": 2})})
+    assert training_bytes(two) == training_bytes(smaller)
 
 
 def test_incomplete_data_names_the_first_file_and_how_many(diagnose, tmp_path):
