@@ -1,4 +1,4 @@
-"""Tables and pictures of README.md and docs/, from the last `make repro`, `make study` and `make bench`: `make docs`."""
+"""Tables and pictures of README.md and docs/, from the last `make repro`, `make study`, `make bench`: `make docs`."""
 
 import csv
 import json

@@ -185,7 +185,7 @@ def _memory(profile: Profile, folder: Path, device: Device | None) -> Finding:
 
 def training_bytes(profile: Profile) -> int:
     """Estimate of what a fine-tuning step holds on one device, in bytes: weights with Adam's state, and activations in
-    float32 of its images and of one masked image each. Nothing is computed: the network runs on tensors without content.
+    float32 of its images and of one masked image each. Nothing is computed: tensors have no content.
     """
     training, download = profile.finetune.training, profile.download
     images = training.batch_size // (profile.runtime.num_ranks * training.accumulate_grad_batches)

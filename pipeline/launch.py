@@ -36,8 +36,11 @@ def run_on_ranks(name: str, command: Sequence[str], num_ranks: int) -> int:
     Args:
         name: of the stage, to begin an error with.
         command: a program and its arguments.
+
+    Raises:
+        KeyboardInterrupt: the ranks have been ended by it.
     """
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -60,6 +63,10 @@ def run_on_ranks(name: str, command: Sequence[str], num_ranks: int) -> int:
             elastic_launch(config, command[0])(*command[1:])
         except ChildFailedError as error:
             return _report(name, error.failures, num_ranks, Path(folder))
+        except SignalException as error:  # the ranks have been ended
+            if error.sigval == signal.SIGINT:
+                raise KeyboardInterrupt from None
+            return 128 + int(error.sigval)
     return 0
 
 

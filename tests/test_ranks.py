@@ -132,6 +132,20 @@ def test_killed_rank_ends_all_and_a_second_run_resumes(copy, rank):
     assert becomes(lambda: not rank_processes(copy))
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 1)])
+def test_stopped_stage_takes_its_ranks_along(copy, number, status):
+    set_params(copy, {".pretrain.num_epochs": 60})
+    command = [sys.executable, "-m", "stages.pretrain"]
+    with subprocess.Popen(command, cwd=copy, env=environment(copy), stderr=subprocess.PIPE, text=True) as process:
+        assert becomes(lambda: list((copy / "checkpoints").rglob("*.pt")))
+        process.send_signal(number)
+        errors = process.communicate(timeout=PATIENCE)[1]
+    assert process.returncode == status
+    assert "Traceback" not in errors
+    assert ("pretrain: interrupted; run `dvc repro` again to resume" in errors) is (number == signal.SIGINT)
+    assert becomes(lambda: not rank_processes(copy))
+
+
 def test_error_of_all_ranks_is_one_line(copy):
     for image in (copy / "data/voc/JPEGImages").iterdir():
         image.write_bytes(b"no picture")
