@@ -86,7 +86,7 @@ def main() -> None:
         peak = peak_flops(device, "bf16-mixed" if name == "bf16" else "32-true")
         flops = _step_flops(device)
         utilisation[name] = {side: count / steps[name][side] / peak.flops for side, count in flops.items()}
-    peers = _time(_peer_sides(device), PEER_ROUNDS, device)
+    peers = _time(_peer_sides(device), PEER_ROUNDS, device, warm_up=0)  # minutes each
     best = list(precisions)[-1]
     memory = {side: _memory(side, best) for side in ("plain", "gain", "gain, activations recomputed", "reference")}
     ratios = _ratios(maps, steps, peers)
@@ -139,16 +139,18 @@ def _ratios(maps: Mapping[str, Timings], steps: Mapping[str, Timings], peers: Ti
     return ratios
 
 
-def _time(sides: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> Timings:
+def _time(
+    sides: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, warm_up: int = WARM_UP
+) -> Timings:
     """Medians; in each round every side has its turn."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for index in range(WARM_UP + rounds):
+    for index in range(warm_up + rounds):
         for name, side in sides.items():
             _synchronise(device)
             begin = time.perf_counter()
             side()
             _synchronise(device)
-            if index >= WARM_UP:
+            if index >= warm_up:
                 seconds[name].append(time.perf_counter() - begin)
     return {name: statistics.median(values) for name, values in seconds.items()}
 

@@ -11,7 +11,12 @@ from pipeline.errors import PipelineError
 from pipeline.model.fcn8s import FCN8s
 
 NUM_CLASSES = 3
-SLOWEST = ("test_flows.py", "test_ranks.py", "test_dag.py", "test_voc_dag.py")  # begun first, so that no core waits for one at the end
+SLOWEST = (
+    "test_flows.py",
+    "test_ranks.py",
+    "test_dag.py",
+    "test_voc_dag.py",
+)  # begun first, so that no core waits for one at the end
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
