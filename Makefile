@@ -28,6 +28,7 @@ doctor: $(BIN)/.installed ## what the chosen profile lacks here, and the command
 
 bench: $(BIN)/.installed ## what guidance costs beside the peers; loading, start-up, scaling, the pipeline, Prefect, tracking, serving
 	$(BIN)/python -m benchmarks.guidance
+	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.loading
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.scaling

@@ -1,19 +1,16 @@
 """What attention costs: maps of every class beside the forward pass and the peers, a GAIN step beside a plain one.
 
 `python -m benchmarks.guidance` takes both sides of each ratio in turn, medians of several rounds, on the network at
-full width with images of 320 x 320 and 20 classes; memory by image at 512 x 512. It prints a table and writes
-benchmarks/guidance.json.
+full width with images of 320 x 320 and 20 classes; prints a table and writes benchmarks/guidance.json. On two cores it
+takes a quarter of an hour.
 
 The reference's step is written here after its description: batch 1, one pass each for segmentation (padding 100),
 classification and the masked image (padding 1), Grad-CAM by a backward pass through the trunk per class.
 """
 
-import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -39,7 +36,6 @@ from pipeline.model.fcn8s import AttentionGrid, FCN8s
 from pipeline.throughput import TrainingFlops, peak_flops, training_flops
 
 CLASSES, SIDE, BATCH = 20, 320, 2
-MEMORY_SIDE = 512
 LABELS = (1, 2)  # classes of the images of a batch: 1.5 an image
 WARM_UP = 1
 MAP_ROUNDS, PEER_ROUNDS, STEP_ROUNDS = 7, 1, 5
@@ -72,9 +68,6 @@ class WholeNetwork(ClassLogits):
 
 def main() -> None:
     """Measure and report."""
-    if len(sys.argv) > 1:
-        print(json.dumps(_peak_memory(*sys.argv[1:])))
-        return
     torch.manual_seed(0)
     chosen = choose_device("auto", "auto")
     device = chosen.torch_device
@@ -87,8 +80,6 @@ def main() -> None:
         flops = _step_flops(device)
         utilisation[name] = {side: count / steps[name][side] / peak.flops for side, count in flops.items()}
     peers = _time(_peer_sides(device), PEER_ROUNDS, device, warm_up=0)  # minutes each
-    best = list(precisions)[-1]
-    memory = {side: _memory(side, best) for side in ("plain", "gain", "gain, activations recomputed", "reference")}
     ratios = _ratios(maps, steps, peers)
     result = {
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
@@ -97,15 +88,11 @@ def main() -> None:
         "seconds": {"maps": maps, "peers": peers, "steps": steps},
         "ratios": ratios,
         "mfu": utilisation,
-        f"mebibytes_by_image_at_{MEMORY_SIDE}_{best}": memory,
     }
     write_json(Path(__file__).with_suffix(".json"), result)
     print(f"{result['input']}; {chosen.reason}\n\n| what | ratio |\n|---|---|")
     for what, ratio in ratios.items():
         print(f"| {what} | {ratio:.3g} |")
-    print(f"\n| step at {MEMORY_SIDE} x {MEMORY_SIDE}, {best} | MiB by image |\n|---|---|")
-    for what, mebibytes in memory.items():
-        print(f"| {what} | {mebibytes:.0f} |")
     print("\n| share of peak FLOP/s | plain | gain |\n|---|---|---|")
     for name, shares in utilisation.items():
         print(f"| {name} | {shares['plain']:.2f} | {shares['gain']:.2f} |")
@@ -231,7 +218,8 @@ def guided(model: FCN8s, **options: Any) -> GuidedNetwork:
     return GuidedNetwork(model, **{"second_order": True, "masked_stride": 2, **options})
 
 
-def _step(network: GuidedNetwork, optimizer: Optimizer, batch: Sample, weights: Mapping[str, float]) -> None:
+def step_of(network: GuidedNetwork, optimizer: Optimizer, batch: Sample, weights: Mapping[str, float]) -> None:
+    """Forward, backward and update, with the losses that `weights` name."""
     criterion = Criterion(weights, network.model.attention_grid, guidance_distance="absolute")
     pairs = class_pairs(batch.image_labels, 4)
     total = criterion.total(criterion(network(batch.image, pairs, criterion.needs), batch), 1.0)
@@ -240,13 +228,14 @@ def _step(network: GuidedNetwork, optimizer: Optimizer, batch: Sample, weights: 
     optimizer.zero_grad()
 
 
-def _optimizer(model: FCN8s) -> Optimizer:
+def momentum_sgd(model: FCN8s) -> Optimizer:
+    """As FCN8s was trained, at a rate that leaves the weights where they are."""
     return torch.optim.SGD(model.parameters(), lr=1e-9, momentum=0.9)
 
 
 def _step_sides(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     batch, model, padded = sample(device), network(device).train(), network(device, padding=100).train()
-    optimizer, padded_optimizer = _optimizer(model), _optimizer(padded)
+    optimizer, padded_optimizer = momentum_sgd(model), momentum_sgd(padded)
     reference = Reference(padded, padded_optimizer)
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
@@ -255,18 +244,18 @@ def _step_sides(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[
 
         def step() -> None:
             with autocast:
-                _step(masked, optimizer, batch, weights)
+                step_of(masked, optimizer, batch, weights)
 
         return step
 
     def padded_step() -> None:
         with autocast:
-            _step(guided(padded), padded_optimizer, batch, {"segmentation": 1.0})
+            step_of(guided(padded), padded_optimizer, batch, {"segmentation": 1.0})
 
     def recomputed() -> None:
         model.trunk.checkpoint_activations = True
         with autocast:
-            _step(guided(model), optimizer, batch, {"segmentation": 1.0})
+            step_of(guided(model), optimizer, batch, {"segmentation": 1.0})
         model.trunk.checkpoint_activations = False
 
     def reference_step() -> None:
@@ -295,61 +284,6 @@ def _step_flops(device: torch.device) -> dict[str, float]:
         return float(BATCH * flops.per_image + sum(LABELS) * flops.per_pair)
 
     return {"plain": count({"segmentation": 1.0}), "gain": count(GUIDED)}
-
-
-def _memory(side: str, precision: str) -> float:
-    """MiB that an image adds to the peak of a step, from steps of two and of four images with 1.5 labels each.
-
-    The reference takes one image at a time, here one with one label: what its step adds to weights, gradients and
-    momentum.
-    """
-    if side == "reference":
-        before, peak = _measured(side, precision, 1)
-        return peak - before
-    return (_measured(side, precision, 4)[1] - _measured(side, precision, 2)[1]) / 2
-
-
-def _measured(side: str, precision: str, batch: int) -> list[float]:
-    command = [sys.executable, "-m", "benchmarks.guidance", side, precision, str(batch)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    values: list[float] = json.loads(done.stdout.splitlines()[-1])
-    return values
-
-
-def _peak_memory(side: str, precision: str, batch_size: str) -> list[float]:
-    """MiB before a step, with gradients and momentum in place, and at its peak; in a process of its own."""
-    chosen = choose_device("auto", "auto")
-    device = chosen.torch_device
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    reference = side == "reference"
-    model = network(device, padding=100 if reference else 1).train()
-    model.trunk.checkpoint_activations = side.endswith("recomputed")
-    optimizer = _optimizer(model)
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()  # momentum
-    batch = sample(device, int(batch_size), MEMORY_SIDE)
-    before = _mebibytes(device, peak=False)
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        if reference:
-            Reference(model, optimizer).step(batch, 0)
-        else:
-            _step(guided(model), optimizer, batch, {"segmentation": 1.0} if side == "plain" else GUIDED)
-    return [before, _mebibytes(device, peak=True)]
-
-
-def _mebibytes(device: torch.device, *, peak: bool) -> float:
-    if device.type == "cuda":
-        return (torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()) / 2**20
-    import resource
-
-    import psutil
-
-    return (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-        if peak
-        else psutil.Process().memory_info().rss / 2**20
-    )
 
 
 class Reference:

@@ -3,8 +3,8 @@
 `python -m benchmarks.scaling` prints two tables, writes benchmarks/scaling.json and draws docs/scaling.png.
 
 The computed part: a step is its FLOPs over peak times utilisation. DDP sums the gradients of all ranks by a ring, which
-sends 2 (N - 1) / N of their bytes through the slowest link, while the backward pass (two thirds of the FLOPs) goes on;
-what does not fit under it is added. fc6 has three quarters of the bytes, and its gradient is among the first.
+sends 2 (N - 1) / N of their bytes through the slowest link of the ring while the backward pass (two thirds of a step)
+goes on; what does not fit under it is added. fc6 has three quarters of the bytes, and its gradient is among the first.
 """
 
 import json
@@ -34,12 +34,13 @@ TARGET = Path(__file__).with_suffix(".json")
 FIGURE = Path(__file__).parents[1] / "docs" / "scaling.png"
 ROUNDS = 3
 GPU, UTILISATION, IMAGES = "H100", 0.35, 8  # by device; 0.35 is an assumption, until `mfu` of a run says better
-# Gigabytes a second and device, one way.
+NODE = 8  # devices that share a machine
+# Gigabytes a second, one way: inside a machine by device, and between machines by machine.
 LINKS = {
-    "NVLink, 450 GB/s": 450.0,
-    "400 Gbit/s a GPU": 50.0,
-    "100 Gbit/s a node of 8": 12.5 / 8,
-    "10 Gbit/s a GPU": 1.25,
+    "NVLink; 8 x 400 Gbit/s between machines": (450.0, 400.0),
+    "NVLink; 100 Gbit/s between machines": (450.0, 12.5),
+    "PCIe; 25 Gbit/s between machines": (25.0, 3.1),
+    "PCIe; 10 Gbit/s between machines": (25.0, 1.25),
 }
 DEVICES = (1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -49,7 +50,10 @@ def main() -> None:
     if len(sys.argv) > 1:
         _measure(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
         return
-    measured = {f"{ranks} ranks of {threads} threads": _run(ranks, threads) for ranks, threads in ((1, 2), (2, 1))}
+    measured = {
+        f"{ranks} rank{'s' * (ranks > 1)} of {threads} thread{'s' * (threads > 1)}": _run(ranks, threads)
+        for ranks, threads in ((1, 2), (2, 1))
+    }
     computed = _computed()
     result = {
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
@@ -122,8 +126,9 @@ def _computed() -> dict[str, object]:
     weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
     step = IMAGES * (flops.per_image + sum(LABELS) / len(LABELS) * flops.per_pair) / (DATA_SHEETS[GPU] * UTILISATION)
     efficiency = {}
-    for name, bandwidth in LINKS.items():
-        sums = [2 * (n - 1) / n * 4 * weights / (bandwidth * 1e9) for n in DEVICES]
+    for name, (inside, between) in LINKS.items():
+        slowest = {n: inside if n <= NODE else min(inside, between) for n in DEVICES}
+        sums = [2 * (n - 1) / n * 4 * weights / (slowest[n] * 1e9) for n in DEVICES]
         efficiency[name] = [step / (step + max(0.0, seconds - 2 / 3 * step)) for seconds in sums]
     return {
         "weights": weights,

@@ -8,7 +8,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).parents[1]
 BENCHMARKS = REPOSITORY / "benchmarks"
-NAMES = ("guidance", "loading", "startup", "scaling")
+NAMES = ("guidance", "loading", "memory", "startup", "scaling")
 
 
 def insert(page: Path, tables: Mapping[str, str]) -> None:
@@ -29,7 +29,7 @@ def insert_benchmarks() -> None:
         {
             "performance": performance_table(found["guidance"], found["loading"]),
             "seconds": seconds_table(found["guidance"]),
-            "memory": memory_table(found["guidance"]),
+            "memory": memory_table(found["memory"]),
             "startup": startup_table(found["startup"]),
         },
     )
@@ -102,12 +102,10 @@ def seconds_table(guidance: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def memory_table(guidance: dict[str, Any]) -> str:
+def memory_table(memory: dict[str, Any]) -> str:
     """Markdown: what an image adds to a step's peak."""
-    ((key, values),) = [(k, v) for k, v in guidance.items() if k.startswith("mebibytes_by_image")]
-    side, precision = key.rsplit("_", 2)[1:]
-    lines = [f"| step at {side} x {side}, {precision} | MiB an image |", "|---|---|"]
-    return "\n".join(lines + [f"| {name} | {value:.0f} |" for name, value in values.items()])
+    lines = [f"| step, {memory['input']} | MiB an image |", "|---|---|"]
+    return "\n".join(lines + [f"| {name} | {value:.0f} |" for name, value in memory["mebibytes_by_image"].items()])
 
 
 def startup_table(startup: dict[str, Any]) -> str:
