@@ -99,7 +99,14 @@ def _report(name: str, failures: Mapping[int, Any], num_ranks: int, folder: Path
             flush=True,
         )
         return 128 - int(failure.exitcode)
-    if rank > 0:
+    if failure.exitcode == LOST_A_RANK:
+        print(
+            f"{name}: error: the {num_ranks} ranks lost one another, and none of them says why; run it again to resume "
+            "after the last finished epoch",
+            file=sys.stderr,
+            flush=True,
+        )
+    elif rank > 0:
         said = [line for path in folder.rglob(f"{rank}/stderr.log") for line in path.read_text().splitlines() if line]
         line = said[-1] if said else f"{name}: error: exit status {failure.exitcode}"
         print(f"{line} (rank {rank} of {num_ranks})", file=sys.stderr, flush=True)

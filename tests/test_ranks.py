@@ -1,10 +1,12 @@
 """Several ranks learn what one process learns, one of them writes, and all end with the first that is killed."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import mlflow
@@ -14,6 +16,7 @@ from checkouts import PATIENCE, REPOSITORY, becomes, checkout, environment, one_
 from servers import free_port
 
 from pipeline.config import load_params
+from pipeline.launch import run_on_ranks
 
 SCRIPT = REPOSITORY / "tests" / "ranks_training.py"
 
@@ -198,3 +201,36 @@ def test_ranks_must_be_as_many_as_the_parameters_say(copy):
 def test_what_ranks_cannot_do_is_refused(tmp_path, refused, changes, message):
     folder = checkout(tmp_path / "repo", **{".runtime.devices": 2, **changes})
     assert message in refused(load_params, folder / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("exit_codes", "status", "said"),
+    [
+        ({0: 75, 1: -9}, 137, "rank 1 of 2 was ended by SIGKILL"),
+        ({0: -15, 1: -7}, 135, "rank 1 of 2 was ended by SIGBUS"),
+        ({0: 75, 1: 75}, 75, "the 2 ranks lost one another"),
+        ({0: -15, 1: 1}, 1, "pretrain: error: b.jpg: missing; add it (rank 1 of 2)"),
+        ({0: 1, 1: 1}, 1, ""),  # rank 0 has said it
+    ],
+)
+def test_first_cause_is_told_in_one_line(tmp_path, monkeypatch, capsys, exit_codes, status, said):
+    """Which of several failures is the cause: not those that were stopped, nor those that lost another."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "stderr.log").write_text("some warning\npretrain: error: b.jpg: missing; add it\n")
+    monkeypatch.setattr("tempfile.TemporaryDirectory", lambda **_: nullcontext(str(tmp_path)))
+    failures = {rank: ProcessFailure(rank, 1, code, "") for rank, code in exit_codes.items()}
+
+    def elastic_launch(*_):
+        def launch(*_):
+            raise ChildFailedError("pretrain", failures)
+
+        return launch
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", elastic_launch)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    assert run_on_ranks("pretrain", ["python"], 2) == status
+    errors = capsys.readouterr().err
+    assert said in errors
+    assert errors.count("\n") == bool(said)
