@@ -7,7 +7,7 @@ import torch
 
 from pipeline.gain.attention import GuidedNetwork
 from pipeline.gain.losses import Criterion
-from pipeline.model.fcn8s import VGG16_BLOCKS
+from pipeline.model.trunk import VGG16_BLOCKS
 from pipeline.model.weights import state_digest
 from pipeline.throughput import Peak, TrainingFlops, peak_flops, training_flops, utilisation
 from pipeline.training import Work, freeze

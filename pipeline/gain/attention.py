@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.model.fcn8s import AttentionGrid, Classifier, FCN8s, pool
+from pipeline.model.fcn8s import AttentionGrid, Classifier, FCN8s
+from pipeline.model.trunk import pool
 
 DEAD_MAP_MAXIMUM = 1e-6  # a map whose maximum is below this attends to nothing
 
@@ -191,20 +192,16 @@ class GuidedNetwork(nn.Module):
         """
         features = self.model.features(image)
         size = (image.shape[2], image.shape[3])
-        output = GuidedOutput()
-        if "segmentation" in needs:
-            output = output._replace(seg_logits=self.model.segment(features, size))
-        if "classification" in needs:
-            output = output._replace(class_logits=self.model.classify(features.conv5_3))
+        seg_logits = self.model.segment(features, size) if "segmentation" in needs else None
+        class_logits = self.model.classify(features.conv5_3) if "classification" in needs else None
         if not needs & {"attention_mining", "external_supervision"}:
-            return output
+            return GuidedOutput(seg_logits, class_logits)
         conv5_3 = torch.lerp(features.conv5_3.detach(), features.conv5_3, self.trunk_gradient)
         maps = class_attention(self.model, conv5_3, second_order=self.second_order)
         attention, alive = normalise_attention(maps[pairs.image_index, pairs.class_index])
-        output = output._replace(pairs=pairs, attention=attention, alive=alive)
-        if "attention_mining" in needs:
-            output = output._replace(masked_logits=self._masked_logits(image, attention, alive, pairs))
-        return output
+        mined = "attention_mining" in needs
+        masked_logits = self._masked_logits(image, attention, alive, pairs) if mined else None
+        return GuidedOutput(seg_logits, class_logits, pairs, attention, alive, masked_logits)
 
     def _masked_logits(self, image: Tensor, attention: Tensor, alive: Tensor, pairs: Pairs) -> Tensor:
         if pairs.image_index.numel() == 0:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import PipelineError
-from pipeline.model.fcn8s import VGG16_BLOCKS, FCN8s
+from pipeline.model.fcn8s import FCN8s
+from pipeline.model.trunk import VGG16_BLOCKS
 from pipeline.model.weights import build_model, check_tensors, load_weights
 
 # What model.* of params.yaml must say for the weights to mean what they meant; input_space comes from here alone.

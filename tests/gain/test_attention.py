@@ -19,7 +19,8 @@ from pipeline.gain.attention import (
     soft_mask,
 )
 from pipeline.gain.losses import attention_mining_loss
-from pipeline.model.fcn8s import AttentionGrid, pool
+from pipeline.model.fcn8s import AttentionGrid
+from pipeline.model.trunk import pool
 from pipeline.training import training_mode
 
 SIZES = [(1, 32, 32), (3, 47, 61), (2, 33, 80), (2, 17, 16)]

@@ -182,7 +182,7 @@ def test_part_may_have_its_first_gradient_later(tiny_model, training_options, op
         assert moved is ("classifier" in parts)
 
 
-def test_bfloat16_leaves_attention_and_losses_in_float32(tiny_model, scene):
+def test_bfloat16_leaves_scores_attention_and_losses_in_float32(tiny_model, scene):
     model = tiny_model()
     network, criterion = GuidedNetwork(model, masked_stride=2), Criterion(WEIGHTS, model.attention_grid)
     pairs = class_pairs(scene.image_labels, 4)
@@ -190,8 +190,9 @@ def test_bfloat16_leaves_attention_and_losses_in_float32(tiny_model, scene):
     with torch.autocast("cpu", torch.bfloat16):
         output = network(scene.image, pairs, criterion.needs)
         losses = criterion(output, scene)
-    assert output.seg_logits.dtype == torch.bfloat16
-    assert {value.dtype for value in (output.attention, output.class_logits, *losses.values())} == {torch.float32}
+        assert model.features(scene.image).conv5_3.dtype == torch.bfloat16
+    given = (output.seg_logits, output.attention, output.class_logits, *losses.values())
+    assert {value.dtype for value in given} == {torch.float32}
     assert set(losses) == set(LOSS_NAMES)
     for name, loss in losses.items():
         assert float(loss.detach()) == pytest.approx(float(exact[name].detach()), rel=0.05), name

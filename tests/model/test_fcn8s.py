@@ -2,7 +2,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.model.fcn8s import AttentionGrid, FCN8s, bilinear_upsampling, pool
+from pipeline.model.decoder import bilinear_upsampling
+from pipeline.model.fcn8s import AttentionGrid, FCN8s
+from pipeline.model.trunk import pool
 from pipeline.training import freeze
 
 
