@@ -1,10 +1,10 @@
 """How fast images of VOC's size are checked, decoded and augmented, beside the training step that waits for them.
 
-`python -m benchmarks.loading` draws the images, prints a table and writes benchmarks/loading.json.
+`python -m benchmarks.loading` draws the images, prints a table and writes benchmarks/loading.json, or
+loading-cuda.json on a GPU.
 """
 
 import os
-import platform
 import resource
 import tempfile
 import time
@@ -13,17 +13,19 @@ from pathlib import Path
 
 import torch
 
-from pipeline.data.loading import SegmentationDataset, training_loader
+from benchmarks.guidance import machine, result_file
+from pipeline.data.loading import SegmentationDataset, start_epoch, training_loader
 from pipeline.data.manifest import build_manifest, read_manifest
 from pipeline.data.synthetic import CLASS_NAMES, draw_dataset
 from pipeline.data.voc import REQUIRED_SPLITS
-from pipeline.devices import choose_device
+from pipeline.devices import Device, choose_device
 from pipeline.files import write_json
 from pipeline.gain.losses import segmentation_loss
 from pipeline.model.fcn8s import FCN8s
 
 IMAGES, SIDE, CROP = 240, 432, 384  # as many pixels as VOC's 375 x 500; the crop of the profile voc2012
-BATCH, STEPS = 2, 3
+BATCHES, STEPS = {"cpu": 2, "cuda": 16}, 3
+PASSES = 3  # over the images
 DRAWING = {
     "num_val": 1, "num_test": 1, "num_counterfactual": 1, "context_strength": 0.96, "empty_fraction": 0.05,
     "multi_object_fraction": 0.35, "object_scale": (0.25, 0.5), "max_rotation": 15.0, "occlusion_fraction": 0.15,
@@ -40,23 +42,25 @@ def main() -> None:
         rate, used = _prepare(root)
         rows = [row for row in read_manifest(root.parent / "manifest.csv") if row.split == "train"]
         loaded = {workers: _load(root, rows, workers) for workers in (0, cores)}
-    step, precision = _step()
+    chosen = choose_device("auto", "auto")
+    batch = BATCHES[chosen.accelerator]
+    step = _step(chosen, batch)
     result = {
-        "machine": f"{platform.processor() or platform.machine()}, {cores} cores, torch {torch.__version__}",
+        "machine": machine(),
         "image": f"{SIDE}x{SIDE} JPEG and PNG, cropped to {CROP}x{CROP}",
         "prepare_images_per_second": rate,
         "prepare_cores_used": used,
         "prepare_seconds_for_2913_masks": 2913 / rate,
         "loader_images_per_second": {f"{workers} workers": value for workers, value in loaded.items()},
         "training_step_images_per_second": step,
-        "training_step": f"full width, padding 100, batch {BATCH}, {precision}, segmentation loss",
+        "training_step": f"full width, padding 100, batch {batch}, {chosen.precision}, segmentation loss",
     }
-    write_json(Path(__file__).with_suffix(".json"), result)
+    write_json(result_file(__file__, chosen.torch_device), result)
     print("| what | images a second |\n|---|---|")
     print(f"| prepare: decode, check, digest ({used:.1f} cores used) | {rate:.0f} |")
     for workers, value in loaded.items():
         print(f"| load and augment, {workers} workers | {value:.0f} |")
-    print(f"| training step, {precision} | {step:.2f} |")
+    print(f"| training step, {chosen.precision} | {step:.2f} |")
 
 
 def _prepare(root: Path) -> tuple[float, float]:
@@ -70,22 +74,29 @@ def _prepare(root: Path) -> tuple[float, float]:
 
 def _load(root: Path, rows: list, num_workers: int) -> float:
     dataset = SegmentationDataset(
-        root, rows, num_foreground_classes=len(CLASS_NAMES), horizontal_flip=0.5, crop_size=CROP, scale=(0.75, 1.25)
+        root,
+        rows,
+        num_foreground_classes=len(CLASS_NAMES),
+        horizontal_flip=0.5,
+        crop_size=CROP,
+        scale=(0.75, 1.25),
+        raw=True,
     )
     loader = training_loader(dataset, batch_size=8, seed=0, num_workers=num_workers)
     next(iter(loader))  # starts the workers
     started, images = time.monotonic(), 0
-    for batch in loader:
-        images += len(batch.image)
+    for epoch in range(PASSES):
+        start_epoch(loader, epoch)
+        for batch in loader:
+            images += len(batch.image)
     return images / (time.monotonic() - started)
 
 
-def _step() -> tuple[float, str]:
-    device = choose_device("auto", "auto")
+def _step(device: Device, batch: int) -> float:
     model = FCN8s(20, padding=100).to(memory_format=torch.channels_last).to(device.torch_device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0e-5)
-    image = torch.randn(BATCH, 3, CROP, CROP, device=device.torch_device).contiguous(memory_format=torch.channels_last)
-    target = torch.randint(0, 21, (BATCH, CROP, CROP), device=device.torch_device)
+    image = torch.randn(batch, 3, CROP, CROP, device=device.torch_device).contiguous(memory_format=torch.channels_last)
+    target = torch.randint(0, 21, (batch, CROP, CROP), device=device.torch_device)
 
     def step() -> None:
         with torch.autocast(device.accelerator, torch.bfloat16, enabled=device.precision == "bf16-mixed"):
@@ -95,7 +106,7 @@ def _step() -> tuple[float, str]:
         optimizer.zero_grad()
         loss.item()
 
-    return BATCH / _median_seconds(step), device.precision
+    return batch / _median_seconds(step)
 
 
 def _median_seconds(step: Callable[[], None]) -> float:

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.checkpoints import CheckpointFile
 from pipeline.config import Training
-from pipeline.data.loading import Sample, start_epoch
+from pipeline.data.loading import Sample, finished, start_epoch
 from pipeline.errors import PipelineError
 from pipeline.gain.attention import GuidedNetwork, GuidedOutput, Pairs, class_pairs
 from pipeline.gain.losses import Criterion
@@ -231,7 +231,8 @@ def add_gradients(
 
 
 def forward(guided: Any, batch: Sample, pairs: Pairs, criterion: Criterion) -> tuple[GuidedOutput, dict[str, Tensor]]:
-    """One forward pass of a `GuidedNetwork` and the unweighted losses of its output."""
+    """One forward pass of a `GuidedNetwork` and the unweighted losses of its output, of a batch raw or finished."""
+    batch = finished(batch)
     image = batch.image.contiguous(memory_format=torch.channels_last)
     output: GuidedOutput = guided(image, pairs, criterion.needs)
     return output, criterion(output, batch)

@@ -14,7 +14,7 @@ from pipeline.files import atomic_folder
 from pipeline.progress import progress_bar
 from stages import Workspace, run_stage
 
-NUM_WORKERS = os.cpu_count() or 1
+NUM_WORKERS = min(os.cpu_count() or 1, 16)  # a container may own less of its machine than it sees
 VOC2012_BYTES, SBD_BYTES = 2_000_000_000, 1_420_000_000  # of the archives
 
 

@@ -187,7 +187,7 @@ def train(tracking: Tracking | None, params: Params, space: Workspace, stage: st
 
     crop = run.options.crop_size
     size = (crop, crop) if crop is not None else (run.val_set.rows[0].height, run.val_set.rows[0].width)
-    flops = training_flops(run.network, run.criterion, size)
+    flops = training_flops(run.network.to(run.fabric.device), run.criterion, size)
     if tracking is None:
         learn(lambda *_: None)
         return
@@ -282,6 +282,7 @@ def _data_sets(
         seed=params.seed,
         cache_images=cache,
         guidance=guidance,
+        raw=True,
     )
     val_set = SegmentationDataset(
         space.data, val_rows, num_foreground_classes=len(class_names), seed=params.seed, cache_images=cache

@@ -1,6 +1,7 @@
 """Images and masks as normalised tensors in batches; augmentation is a pure function of (seed, epoch, image)."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,9 +21,9 @@ RGB_STD = (0.229, 0.224, 0.225)
 
 
 class Sample(NamedTuple):
-    """One image, or a batch of them with a leading dimension B."""
+    """One image, or a batch of them with a leading dimension B; a raw one has image and target in uint8."""
 
-    image: Tensor  # (3, H, W) float32, RGB in [0, 1] minus RGB_MEAN over RGB_STD: 0 is the data mean
+    image: Tensor  # (3, H, W) float32, RGB in [0, 1] minus RGB_MEAN over RGB_STD: 0 is the data mean; raw, 0 to 255
     target: Tensor  # (H, W) int64: 0 background, 1..C, 255 void
     guidance: Tensor  # (H, W) uint8, what external supervision compares attention with: class values, 255 unknown
     image_labels: Tensor  # (C,) float32 multi-hot: set(target) - {0, 255}
@@ -42,6 +43,8 @@ class SegmentationDataset(Dataset[Sample]):
         seed: with the epoch and the index, decides every random choice, whatever process loads the image.
         cache_images: decode each file once and keep it in memory as uint8.
         guidance: of the same rows; without it, external supervision knows nothing of any image.
+        raw: give raw samples, a quarter of the bytes to hand on between processes and to a GPU; `finished` does the
+            rest on the device.
     """
 
     def __init__(
@@ -56,12 +59,14 @@ class SegmentationDataset(Dataset[Sample]):
         seed: int = 0,
         cache_images: bool = False,
         guidance: Guidance | None = None,
+        raw: bool = False,
     ) -> None:
         self.root = root
         self.rows = list(rows)
         self.num_foreground_classes = num_foreground_classes
         self.seed = seed
         self.guidance = guidance
+        self.raw = raw
         # In shared memory, so that worker processes that live on see the epoch change.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         augments = horizontal_flip > 0 or crop_size is not None
@@ -80,7 +85,8 @@ class SegmentationDataset(Dataset[Sample]):
         if self._transform is not None:
             image, target, guidance = self._augment(image, target, guidance, index)
         labels = image_labels(target, self.num_foreground_classes)
-        return Sample(normalise(image), target.to(torch.int64), guidance, labels, torch.tensor(index))
+        sample = Sample(image, target, guidance, labels, torch.tensor(index))
+        return sample if self.raw else finished(sample)
 
     def _decode(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         image_id = self.rows[index].image_id
@@ -103,16 +109,28 @@ class SegmentationDataset(Dataset[Sample]):
         return augmented[0].as_subclass(Tensor), augmented[1].as_subclass(Tensor), augmented[2].as_subclass(Tensor)
 
 
+def finished(sample: Sample) -> Sample:
+    """A raw sample, or a batch of them, as networks and losses take it, on its device; any other as it is."""
+    if sample.image.dtype != torch.uint8:
+        return sample
+    return sample._replace(image=normalise(sample.image), target=sample.target.to(torch.int64))
+
+
 def normalise(image: Tensor) -> Tensor:
     """(..., 3, H, W) uint8 RGB to float32 minus RGB_MEAN over RGB_STD; 0 is the data mean."""
-    mean, std = torch.tensor(RGB_MEAN).view(3, 1, 1), torch.tensor(RGB_STD).view(3, 1, 1)
+    mean, std = _mean_and_std(image.device)
     return (image.float() / 255.0 - mean) / std
 
 
 def denormalise(image: Tensor) -> Tensor:
     """Inverse of `normalise`: float32 (..., 3, H, W) to uint8 RGB."""
-    mean, std = torch.tensor(RGB_MEAN).view(3, 1, 1), torch.tensor(RGB_STD).view(3, 1, 1)
+    mean, std = _mean_and_std(torch.device("cpu"))
     return ((image.cpu() * std + mean) * 255.0).round().clamp(0, 255).to(torch.uint8)
+
+
+@cache  # making them anew would let every step wait for the GPU
+def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.tensor(RGB_MEAN, device=device).view(3, 1, 1), torch.tensor(RGB_STD, device=device).view(3, 1, 1)
 
 
 def image_labels(target: Tensor, num_foreground_classes: int) -> Tensor:

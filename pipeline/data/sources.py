@@ -7,11 +7,9 @@ paper and the Caffe FCN8s report; it lies wholly in VOC12 val, so the rest of va
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from functools import partial
 from importlib.resources import files
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,7 @@ from PIL import Image
 
 from pipeline.archives import unpack
 from pipeline.data import voc
+from pipeline.data.parallel import parallel_map
 from pipeline.data.voc import IGNORE_INDEX
 from pipeline.errors import PipelineError
 
@@ -158,12 +157,8 @@ def _place_sbd_masks(archive: Path, raw: Path, source: Path, *, without: set[str
     labelled = {image_id for path in lists for image_id in path.read_text(encoding="utf-8").split()}
     added = sorted(labelled - without)
     convert = partial(_convert_sbd_mask, archive, raw / SBD_FOLDER / "cls", source)
-    if num_workers <= 1:
-        for image_id in added:
-            convert(image_id)
-        return added
-    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
-        for _ in pool.map(convert, added, chunksize=64):
+    with parallel_map(num_workers, chunksize=64) as map_masks:
+        for _ in map_masks(convert, added):
             pass
     return added
 

@@ -9,13 +9,10 @@ Every image depends on nothing but the seed, its split and its index; a split ca
 """
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +24,7 @@ from PIL import Image
 from pipeline.data import voc
 from pipeline.data.drawing import grounds, objects, painting
 from pipeline.data.drawing.painting import Parts
+from pipeline.data.parallel import parallel_map
 from pipeline.errors import PipelineError
 
 CLASS_NAMES: tuple[str, ...] = tuple(objects.OBJECTS)  # mask value = index + 1
@@ -105,12 +103,11 @@ def draw_dataset(
         object_scale: smallest and largest longest side of an object, as fractions of the image side.
         max_rotation: objects are turned by up to this many degrees either way.
         occlusion_fraction: share in 0..1 of objects of which 10 to 35 % is hidden.
-        num_workers: processes that draw; 0 and 1 draw in this one. Above 1, a calling script needs its
-            `if __name__ == "__main__"`. No file depends on it.
+        num_workers: processes that draw, see `parallel_map`. No file depends on it.
         on_image: called in this process as images finish.
 
     Raises:
-        PipelineError: `root` is a file or holds something.
+        PipelineError: `root` is a file or holds something; a process that draws was killed.
         OSError: an image cannot be written.
     """
     _make_folders(root)
@@ -119,25 +116,12 @@ def draw_dataset(
     sizes = dict(zip(voc.SPLITS, (num_train, num_val, num_test, num_counterfactual, num_counterfactual), strict=True))
     examples = [(split, index) for split, size in sizes.items() for index in range(size)]
     scenes: dict[str, Scene] = {}
-    with _parallel_map(num_workers) as parallel_map:
-        for image_id, scene in parallel_map(partial(_write_example, root, recipe), examples):
+    with parallel_map(num_workers) as map_images:
+        for image_id, scene in map_images(partial(_write_example, root, recipe), examples):
             scenes[image_id] = scene
             if on_image:
                 on_image()
     _write_lists(root, sizes, scenes)
-
-
-@contextmanager
-def _parallel_map(num_workers: int) -> Iterator[Callable[..., Iterator[tuple[str, Scene]]]]:
-    """A `map` over so many processes, results in order; after an error no image is begun that has not been."""
-    if num_workers <= 1:
-        yield map
-        return
-    pool = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"))  # a fork could inherit a held lock
-    try:
-        yield pool.map
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _write_example(root: Path, recipe: _Recipe, example: tuple[str, int]) -> tuple[str, Scene]:

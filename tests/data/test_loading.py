@@ -17,6 +17,7 @@ from pipeline.data.loading import (
     SegmentationDataset,
     denormalise,
     evaluation_loader,
+    finished,
     image_labels,
     normalise,
     start_epoch,
@@ -191,6 +192,17 @@ def test_augmentation_leaves_the_global_generators_untouched(make):
     assert torch.equal(torch.get_rng_state(), states[0])
     assert np.random.get_state()[1].tolist() == states[1]
     assert random.getstate() == states[2]
+
+
+def test_raw_batches_are_finished_where_they_are_used(make):
+    for options in ({"crop_size": 5, "scale": (0.75, 1.25)}, {}):
+        batches = [
+            next(iter(training_loader(make(raw=raw, **options), batch_size=24, seed=0, num_workers=0)))
+            for raw in (False, True)
+        ]
+        assert (batches[1].image.dtype, batches[1].target.dtype) == (torch.uint8, torch.uint8)
+        assert same(Sample(*batches[0]), finished(Sample(*batches[1])))
+        assert same(Sample(*batches[0]), finished(Sample(*batches[0])))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -291,6 +291,16 @@ def test_failed_write_ends_the_drawing(tmp_path: Path, num_workers: int) -> None
     assert multiprocessing.active_children() == []
 
 
+def test_killed_process_is_one_line(tmp_path: Path) -> None:
+    def kill() -> None:
+        for child in multiprocessing.active_children():
+            child.kill()
+
+    with pytest.raises(PipelineError, match=r"one of 2 processes was killed.*rerun"):
+        draw_dataset(tmp_path, **SETTINGS | {"num_train": 250}, num_workers=2, on_image=kill)
+    assert multiprocessing.active_children() == []
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
 def test_image_that_does_not_fit_is_an_error_not_a_shorter_file(
     tmp_path: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch
