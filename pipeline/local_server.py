@@ -120,10 +120,12 @@ def _set_up(pools: Sequence[str], deployments: str) -> None:
         for pool in pools:
             if pool not in known:
                 client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
-            attended = any(worker.status.value == "ONLINE" for worker in client.read_workers_for_work_pool(pool))
-            if not attended and not any(p.name == f"worker of {pool}" and _is_alive(p) for p in _started()):
+            ours, name = [p for p in _started() if p.name == f"worker of {pool}"], f"{socket.gethostname()}-{pool}"
+            online = {worker.name for worker in client.read_workers_for_work_pool(pool) if worker.status == "ONLINE"}
+            if ours and not any(map(_is_alive, ours)):
+                online.discard(name)  # the server takes a worker that has just died for a living one
+            if not online and not any(map(_is_alive, ours)):
                 limit = ["--limit", "1"] if pool == "gpu" else []
-                name = f"{socket.gethostname()}-{pool}"
                 _start(f"worker of {pool}", ["worker", "start", "--pool", pool, "--name", name, *limit])
     _prefect("deploy", "--name", deployments)
 

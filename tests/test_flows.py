@@ -257,15 +257,10 @@ def test_killed_engine_takes_the_trainer_along_and_a_retry_resumes(site):
         engine.kill()
         assert becomes(lambda: not trainers(site))
         assert site.finished(identity).state.name == "Crashed"
-
-        def resumes() -> bool:
-            """Prefect's worker still calls the run crashed once it has cleaned up: a retry before that is undone."""
-            with site.client() as client:
-                if is_final(client.read_flow_run(identity)):
-                    site.run("-m", "prefect", "flow-run", "retry", str(identity))
-            return "pretrain: resuming after epoch" in site.log(identity)
-
-        assert becomes(resumes), site.log(identity)
+        # Before the worker has cleaned up and said so, a retry is undone, or ends the worker (docs/prefect.md).
+        assert becomes(lambda: "infrastructure exited" in site.finished(identity).state.message)
+        assert site.run("-m", "prefect", "flow-run", "retry", str(identity)).returncode == 0
+        assert becomes(lambda: "pretrain: resuming after epoch" in site.log(identity)), site.log(identity)
         assert becomes(lambda: len(trainers(site)) == 1)
         # A stage that a signal ends, as when memory runs out, is tried again once and resumes.
         (trainer,) = trainers(site)
