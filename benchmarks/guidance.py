@@ -1,8 +1,8 @@
 """What attention costs: maps of every class beside the forward pass and the peers, a GAIN step beside a plain one.
 
 `python -m benchmarks.guidance` takes both sides of each ratio in turn, medians of several rounds, on the network at
-full width with images of 320 x 320 and 20 classes; prints a table and writes benchmarks/guidance.json. On two cores it
-takes a quarter of an hour.
+full width with images of 320 x 320 and 20 classes; prints a table and writes benchmarks/guidance.json, or
+guidance-cuda.json on a GPU. On two cores it takes a quarter of an hour, on an H100 three minutes.
 
 The reference's step is written here after its description: batch 1, one pass each for segmentation (padding 100),
 classification and the masked image (padding 1), Grad-CAM by a backward pass through the trunk per class.
@@ -14,7 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,12 +35,23 @@ from pipeline.gain.losses import Criterion, classification_loss, segmentation_lo
 from pipeline.model.fcn8s import AttentionGrid, FCN8s
 from pipeline.throughput import TrainingFlops, peak_flops, training_flops
 
-CLASSES, SIDE, BATCH = 20, 320, 2
+CLASSES, SIDE = 20, 320
 LABELS = (1, 2)  # classes of the images of a batch: 1.5 an image
-WARM_UP = 1
-MAP_ROUNDS, PEER_ROUNDS, STEP_ROUNDS = 7, 1, 5
 GUIDED = {"segmentation": 1.0, "classification": 1.0, "attention_mining": 1.0}
 Timings = dict[str, float]  # what to median seconds
+
+
+class Effort(NamedTuple):
+    """What one kind of device is given to do."""
+
+    batch: int  # images; enough to keep the device busy
+    warm_up: int  # rounds that do not count
+    map_rounds: int
+    step_rounds: int
+    peer_rounds: int
+
+
+EFFORTS = {"cpu": Effort(2, 1, 7, 5, 1), "cuda": Effort(16, 3, 30, 20, 3)}
 
 
 class ClassLogits(nn.Module):
@@ -71,31 +82,46 @@ def main() -> None:
     torch.manual_seed(0)
     chosen = choose_device("auto", "auto")
     device = chosen.torch_device
+    batch, warm_up, map_rounds, step_rounds, peer_rounds = EFFORTS[device.type]
     precisions = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if chosen.precision == "bf16-mixed" else {})
     maps, steps, utilisation = {}, {}, {}
     for name, dtype in precisions.items():
-        maps[name] = _time(_map_sides(device, dtype), MAP_ROUNDS, device)
-        steps[name] = _time(_step_sides(device, dtype), STEP_ROUNDS, device)
+        maps[name] = _time(_map_sides(device, dtype, batch), device, map_rounds, warm_up)
+        # Compiling takes minutes a precision, and longer than that on a CPU.
+        compiled = device.type == "cuda" and name == list(precisions)[-1]
+        steps[name] = _time(_step_sides(device, dtype, batch, compiled=compiled), device, step_rounds, warm_up)
         peak = peak_flops(device, "bf16-mixed" if name == "bf16" else "32-true")
-        flops = _step_flops(device)
+        flops = _step_flops(device, batch)
         utilisation[name] = {side: count / steps[name][side] / peak.flops for side, count in flops.items()}
-    peers = _time(_peer_sides(device), PEER_ROUNDS, device, warm_up=0)  # minutes each
+    peers = _time(_peer_sides(device, batch), device, peer_rounds, warm_up=int(device.type == "cuda"))
     ratios = _ratios(maps, steps, peers)
     result = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+        "machine": machine(),
         "device": chosen.reason,
-        "input": f"{BATCH} images of {SIDE} x {SIDE}, {CLASSES} classes, {sum(LABELS) / BATCH} labels an image",
+        "input": f"{batch} images of {SIDE} x {SIDE}, {CLASSES} classes, {sum(LABELS) / len(LABELS)} labels an image",
+        "images": batch,
         "seconds": {"maps": maps, "peers": peers, "steps": steps},
         "ratios": ratios,
         "mfu": utilisation,
     }
-    write_json(Path(__file__).with_suffix(".json"), result)
+    write_json(result_file(__file__, device), result)
     print(f"{result['input']}; {chosen.reason}\n\n| what | ratio |\n|---|---|")
     for what, ratio in ratios.items():
         print(f"| {what} | {ratio:.3g} |")
     print("\n| share of peak FLOP/s | plain | gain |\n|---|---|---|")
     for name, shares in utilisation.items():
         print(f"| {name} | {shares['plain']:.2f} | {shares['gain']:.2f} |")
+
+
+def machine() -> str:
+    """What computed, beside the device."""
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+
+
+def result_file(script: str, device: torch.device) -> Path:
+    """Beside the script, one for CPUs and one for GPUs."""
+    path = Path(script).with_suffix(".json")
+    return path if device.type == "cpu" else path.with_stem(f"{path.stem}-{device.type}")
 
 
 def _ratios(maps: Mapping[str, Timings], steps: Mapping[str, Timings], peers: Timings) -> dict[str, float]:
@@ -123,12 +149,13 @@ def _ratios(maps: Mapping[str, Timings], steps: Mapping[str, Timings], peers: Ti
         ratios[f"plain step, activations recomputed / plain step, {name}"] = (
             seconds["plain, recomputed"] / seconds["plain"]
         )
+        for side in ("plain", "gain"):
+            if f"{side}, compiled" in seconds:
+                ratios[f"{side} step, compiled / as written, {name}"] = seconds[f"{side}, compiled"] / seconds[side]
     return ratios
 
 
-def _time(
-    sides: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, warm_up: int = WARM_UP
-) -> Timings:
+def _time(sides: Mapping[str, Callable[[], object]], device: torch.device, rounds: int, warm_up: int) -> Timings:
     """Medians; in each round every side has its turn."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for index in range(warm_up + rounds):
@@ -153,11 +180,11 @@ def network(device: torch.device, padding: int = 1) -> FCN8s:
     return model.to(device).to(memory_format=torch.channels_last)
 
 
-def _image(device: torch.device) -> Tensor:
-    return torch.randn(BATCH, 3, SIDE, SIDE, device=device).contiguous(memory_format=torch.channels_last)
+def _image(device: torch.device, batch: int) -> Tensor:
+    return torch.randn(batch, 3, SIDE, SIDE, device=device).contiguous(memory_format=torch.channels_last)
 
 
-def sample(device: torch.device, batch: int = BATCH, side: int = SIDE) -> Sample:
+def sample(device: torch.device, batch: int, side: int = SIDE) -> Sample:
     """A batch whose images have one and two classes in turn, 20 at most."""
     target = torch.randint(0, CLASSES + 1, (batch, side // 16, side // 16), device=device)
     target = target.repeat_interleave(16, dim=1).repeat_interleave(16, dim=2)
@@ -168,8 +195,8 @@ def sample(device: torch.device, batch: int = BATCH, side: int = SIDE) -> Sample
     return Sample(image, target, target.to(torch.uint8), labels.to(device), torch.arange(batch))
 
 
-def _map_sides(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
-    model, image = network(device).eval(), _image(device)
+def _map_sides(device: torch.device, dtype: torch.dtype, batch: int) -> dict[str, Callable[[], object]]:
+    model, image = network(device).eval(), _image(device, batch)
 
     @torch.inference_mode()
     def forward(segmentation: bool, maps: bool) -> object:
@@ -186,18 +213,18 @@ def _map_sides(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[
     }
 
 
-def _peer_sides(device: torch.device) -> dict[str, Callable[[], object]]:
+def _peer_sides(device: torch.device, batch: int) -> dict[str, Callable[[], object]]:
     # Imported here: their imports would count as memory of a step.
     import captum.attr
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    model, image = network(device), _image(device)
+    model, image = network(device), _image(device, batch)
 
     def pytorch_grad_cam(network: ClassLogits) -> None:
         with GradCAM(network, [network.last_convolution]) as cam:
             for index in range(CLASSES):
-                cam(image, [ClassifierOutputTarget(index)] * BATCH)
+                cam(image, [ClassifierOutputTarget(index)] * batch)
 
     def captum_grad_cam(network: ClassLogits) -> None:
         cam = captum.attr.LayerGradCam(network, network.last_convolution)
@@ -233,14 +260,18 @@ def momentum_sgd(model: FCN8s) -> Optimizer:
     return torch.optim.SGD(model.parameters(), lr=1e-9, momentum=0.9)
 
 
-def _step_sides(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
-    batch, model, padded = sample(device), network(device).train(), network(device, padding=100).train()
+def _step_sides(
+    device: torch.device, dtype: torch.dtype, num_images: int, *, compiled: bool
+) -> dict[str, Callable[[], object]]:
+    batch, model, padded = sample(device, num_images), network(device).train(), network(device, padding=100).train()
     optimizer, padded_optimizer = momentum_sgd(model), momentum_sgd(padded)
     reference = Reference(padded, padded_optimizer)
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
-    def side(weights: Mapping[str, float], **options: Any) -> Callable[[], None]:
+    def side(weights: Mapping[str, float], *, compiled: bool = False, **options: Any) -> Callable[[], None]:
         masked = guided(model, **options)
+        if compiled:
+            masked.compile()
 
         def step() -> None:
             with autocast:
@@ -260,10 +291,10 @@ def _step_sides(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[
 
     def reference_step() -> None:
         with autocast:
-            for index in range(BATCH):
+            for index in range(num_images):
                 reference.step(batch, index)
 
-    return {
+    sides = {
         "plain": side({"segmentation": 1.0}),
         "gain": side(GUIDED),
         "gain and masks": side(GUIDED | {"external_supervision": 1.0}),
@@ -273,15 +304,19 @@ def _step_sides(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[
         "plain, recomputed": recomputed,
         "reference": reference_step,
     }
+    if compiled:
+        sides["plain, compiled"] = side({"segmentation": 1.0}, compiled=True)
+        sides["gain, compiled"] = side(GUIDED, compiled=True)
+    return sides
 
 
-def _step_flops(device: torch.device) -> dict[str, float]:
+def _step_flops(device: torch.device, batch: int) -> dict[str, float]:
     model = guided(network(device))
 
     def count(weights: Mapping[str, float]) -> float:
         criterion = Criterion(weights, model.model.attention_grid)
         flops: TrainingFlops = training_flops(model, criterion, (SIDE, SIDE))
-        return float(BATCH * flops.per_image + sum(LABELS) * flops.per_pair)
+        return float(batch * (flops.per_image + sum(LABELS) / len(LABELS) * flops.per_pair))
 
     return {"plain": count({"segmentation": 1.0}), "gain": count(GUIDED)}
 

@@ -1,18 +1,27 @@
 """What one more image adds to the peak memory of a training step, beside the reference's step.
 
-`python -m benchmarks.memory` runs every step in a process of its own, prints a table and writes benchmarks/memory.json.
+`python -m benchmarks.memory` runs every step in a process of its own, prints a table and writes benchmarks/memory.json,
+or memory-cuda.json on a GPU.
 """
 
 import json
-import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
-from benchmarks.guidance import GUIDED, Reference, guided, momentum_sgd, network, sample, step_of
+from benchmarks.guidance import (
+    GUIDED,
+    Reference,
+    guided,
+    machine,
+    momentum_sgd,
+    network,
+    result_file,
+    sample,
+    step_of,
+)
 from pipeline.devices import choose_device
 from pipeline.files import write_json
 
@@ -28,11 +37,11 @@ def main() -> None:
     chosen = choose_device("auto", "auto")
     memory = {side: _by_image(side) for side in STEPS}
     result = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+        "machine": machine(),
         "input": f"{SIDE} x {SIDE}, 20 classes, full width, {chosen.precision}",
         "mebibytes_by_image": memory,
     }
-    write_json(Path(__file__).with_suffix(".json"), result)
+    write_json(result_file(__file__, chosen.torch_device), result)
     print(f"| step, {result['input']} | MiB by image |\n|---|---|")
     for what, mebibytes in memory.items():
         print(f"| {what} | {mebibytes:.0f} |")

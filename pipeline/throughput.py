@@ -4,6 +4,8 @@ FLOPs are those that a step needs, counted once; a recomputation under activatio
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -94,7 +96,8 @@ def peak_flops(device: torch.device, precision: str) -> Peak:
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision, torch.float32)
     side = MATRIX_SIDE[device.type]
     matrix = torch.ones((side, side), dtype=dtype, device=device)
-    seconds = min(_seconds(matrix) for _ in range(ROUNDS))
+    with _as_convolutions_multiply(device):
+        seconds = min(_seconds(matrix) for _ in range(ROUNDS))
     return Peak(2.0 * side**3 / seconds, f"matrix product of side {side}")
 
 
@@ -105,6 +108,18 @@ def utilisation(work: Work, flops: TrainingFlops, peak: Peak, num_devices: int) 
         "mfu": needed / (work.seconds * peak.flops * num_devices),
         "images_per_second": work.num_images / work.seconds,
     }
+
+
+@contextmanager
+def _as_convolutions_multiply(device: torch.device) -> Iterator[None]:
+    """On GPUs, torch lets convolutions round float32 to TensorFloat-32, but not matrix products."""
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _seconds(matrix: Tensor) -> float:

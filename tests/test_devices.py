@@ -38,11 +38,3 @@ def test_half_precision_needs_a_gpu():
     with pytest.raises(PipelineError, match=r"runtime\.precision: 16-mixed needs a GPU"):
         choose_device("cpu", "16-mixed")
     assert choose_device("cpu", "bf16-mixed").precision == "bf16-mixed"
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_auto_prefers_cuda_in_bfloat16_where_the_hardware_has_it():
-    device = choose_device("auto", "auto")
-    assert device.accelerator == "cuda"
-    assert device.precision == ("bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true")
-    assert torch.cuda.get_device_name() in device.reason

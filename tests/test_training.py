@@ -16,7 +16,6 @@ from pipeline.gain.losses import Criterion
 from pipeline.model.weights import state_digest
 from pipeline.training import (
     StepRecords,
-    add_gradients,
     build_optimizer,
     fit,
     forward,
@@ -425,23 +424,3 @@ def test_step_reads_nothing_back_from_the_device(tiny_model, batch, monkeypatch,
     with HostReads() as reads:
         assert float(total.detach()) > 0
     assert reads.found  # it does see them
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_step_on_a_gpu_does_not_wait_for_it(tiny_model):
-    options = OPTIONS.model_copy(update={"num_epochs": 1})
-    loader = training_loader(Squares(), batch_size=2, seed=0, num_workers=0)
-    fabric = Fabric(accelerator="cuda", devices=1, precision="bf16-mixed")
-    model = tiny_model()
-    freeze(model, [])
-    guided, optimizer = fabric.setup(GuidedNetwork(model, masked_stride=2), build_optimizer(model, options, fused=True))
-    criterion = Criterion(ALL_WEIGHTS, model.attention_grid)
-    for batch in loader:
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            add_gradients(fabric, guided, [batch], criterion, 1.0, 4)
-            fabric.clip_gradients(guided, optimizer, max_norm=1.0, error_if_nonfinite=False)
-            optimizer.step()
-            optimizer.zero_grad()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,241 @@
+"""What only a GPU can show; `make test` skips this file on machines without one, and the rest of it runs anywhere."""
+
+import copy
+import math
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from torch.utils.data import Dataset
+
+from pipeline.checkpoints import CheckpointFile
+from pipeline.config import Training
+from pipeline.data.loading import Sample, evaluation_loader, training_loader
+from pipeline.devices import choose_device
+from pipeline.evaluation import evaluate, validation_row
+from pipeline.gain.attention import GuidedNetwork, class_attention, class_pairs
+from pipeline.gain.losses import Criterion
+from pipeline.prediction import Outputs, predict
+from pipeline.throughput import peak_flops, training_flops
+from pipeline.training import add_gradients, build_optimizer, fit, freeze, training_mode
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+WEIGHTS = {"segmentation": 1.0, "classification": 1.0, "attention_mining": 0.5, "external_supervision": 2.0}
+OPTIONS = Training(
+    num_epochs=4, batch_size=4, accumulate_grad_batches=1, optimizer="adamw", learning_rate=3.0e-3,
+    learning_rate_scales={}, weight_decay=0.01, warmup_fraction=0.1, max_gradient_norm=5.0, horizontal_flip=0.0,
+    crop_size=None, scale=(1.0, 1.0), frozen=[], update_batch_norm=True, select="last", num_panel_images=0,
+)  # fmt: skip
+
+
+class Stripes(Dataset[Sample]):
+    """Images of a bright stripe whose place is its class."""
+
+    rows = [SimpleNamespace(height=64, width=64)] * 24
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing here is drawn at random."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        label = index % 3
+        target = torch.zeros(64, 64, dtype=torch.int64)
+        target[20 * label : 20 * label + 18, 8:56] = label + 1
+        image = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(index)) * 0.2 + target
+        return Sample(image, target, target.to(torch.uint8), torch.eye(3)[label], torch.tensor(index))
+
+
+@pytest.fixture
+def scene(batch) -> Sample:
+    """The shared batch at twice its size, which leaves a grid of several cells at half the resolution."""
+    target, guidance = (
+        value.repeat_interleave(2, 1).repeat_interleave(2, 2) for value in (batch.target, batch.guidance)
+    )
+    return batch._replace(image=F.interpolate(batch.image, scale_factor=2), target=target, guidance=guidance)
+
+
+@pytest.fixture
+def exact_convolutions():
+    """Without TensorFloat-32, whose products have ten bits."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+def on(device: str, sample: Sample) -> Sample:
+    return Sample(*(value.to(device) for value in sample))
+
+
+def gradients(network: GuidedNetwork, sample: Sample, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """Losses as loss/NAME and gradients by parameter, in float64 on the host."""
+    network.zero_grad()
+    criterion = Criterion(WEIGHTS, network.model.attention_grid)
+    device = next(network.parameters()).device.type
+    pairs = class_pairs(sample.image_labels.cpu(), 4)
+    with torch.autocast(device, dtype, enabled=dtype is not None):
+        output = network(sample.image, type(pairs)(*(index.to(device) for index in pairs)), criterion.needs)
+        losses = criterion(output, sample)
+    criterion.total(losses, 1.0).backward()
+    found = {name: p.grad for name, p in network.model.named_parameters() if p.grad is not None}
+    found |= {f"loss/{name}": loss.detach() for name, loss in losses.items()}
+    return {name: value.double().cpu() for name, value in found.items()}
+
+
+def worst(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """Largest error, relative to the norm of what was expected."""
+    assert found.keys() == expected.keys()
+    return max(float((found[k] - v).norm() / v.norm().clamp(min=1e-9)) for k, v in expected.items())
+
+
+def test_auto_prefers_cuda_in_bfloat16_where_the_hardware_has_it():
+    device = choose_device("auto", "auto")
+    assert device.accelerator == "cuda"
+    assert device.precision == ("bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true")
+    assert torch.cuda.get_device_name() in device.reason
+
+
+@pytest.mark.parametrize("am_grad", ["shared", "attention_only"])
+@pytest.mark.parametrize("checkpoint_activations", [False, True])
+def test_step_is_that_of_the_cpu(tiny_model, scene, exact_convolutions, am_grad, checkpoint_activations):
+    model = tiny_model()
+    network = GuidedNetwork(model, second_order=True, masked_stride=2, am_grad=am_grad)
+    expected = gradients(copy.deepcopy(network), scene)
+    model.trunk.checkpoint_activations = checkpoint_activations
+    found = gradients(network.cuda().to(memory_format=torch.channels_last), on("cuda", scene))
+    assert worst(found, expected) < 1e-3
+
+
+def test_maps_of_a_bfloat16_pass_are_those_of_float32(tiny_model, scene):
+    model, image = tiny_model(width=0.25).cuda(), scene.image.cuda()
+    maps = []
+    for enabled in (False, True):
+        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=enabled):
+            maps.append(class_attention(model, model.features(image).conv5_3))
+    assert maps[1].dtype == torch.float32
+    assert float((maps[1] - maps[0]).norm() / maps[0].norm()) < 0.05
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own code generator
+def test_compiled_step_is_the_plain_step(tiny_model, scene, exact_convolutions):
+    network, sample = GuidedNetwork(tiny_model().cuda(), second_order=True, masked_stride=2), on("cuda", scene)
+    compiled = torch.compile(network)
+    assert worst(gradients(compiled, sample), gradients(network, sample)) < 1e-3
+    fewer = sample._replace(image_labels=sample.image_labels * torch.tensor([1.0, 0.0, 0.0], device="cuda"))
+    assert worst(gradients(compiled, fewer), gradients(network, fewer)) < 1e-3
+
+
+def test_recomputed_activations_need_less_memory(tiny_model, scene):
+    peaks = []
+    for checkpoint_activations in (False, True):
+        model = tiny_model(width=0.5).cuda()
+        model.trunk.checkpoint_activations = checkpoint_activations
+        sample = on("cuda", scene._replace(image=F.interpolate(scene.image, scale_factor=8)))
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        model.features(sample.image).conv5_3.sum().backward()
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert peaks[1] < 0.7 * peaks[0]
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of")  # float16 leaves out the steps whose gradients overflow
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_training_learns_and_resumes(tiny_model, tmp_path, precision):
+    """The loss falls, and a training that was ended after two epochs goes on as if it had not been."""
+    start = tiny_model(width=0.25, head_channels=32).state_dict()
+
+    def train(folder: Path, stop_after: int | None = None):
+        model = tiny_model(width=0.25, head_channels=32)
+        model.load_state_dict(start)
+        data = Stripes()
+        fabric = Fabric(accelerator="cuda", devices=1, precision=precision)
+        validation = evaluation_loader(data, batch_size=8, num_workers=0)
+
+        def on_epoch(epoch: int, *_: object) -> None:
+            if epoch == stop_after:
+                raise KeyboardInterrupt
+
+        return fit(
+            fabric, GuidedNetwork(model, masked_stride=2), training_loader(data, batch_size=4, seed=0, num_workers=2),
+            title=precision, options=OPTIONS, max_classes_per_image=4,
+            criterion=Criterion(WEIGHTS, model.attention_grid), ramp_fraction=0.1, seed=0, compiled=False,
+            validate=lambda network: validation_row(evaluate(network, validation, fabric.device)),
+            observe=lambda network: network.classifier.score.bias.detach().cpu().clone(), on_epoch=on_epoch,
+            checkpoint=CheckpointFile(folder, "fit"),
+        )  # fmt: skip
+
+    whole = train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "parts", stop_after=2)
+    resumed = train(tmp_path / "parts")
+    losses = [[row["loss/total"] for row in history.rows] for history in (whole, resumed)]
+    assert losses[0][-1] < 0.8 * losses[0][0]
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)  # some kernels add in the order of their threads
+    assert [row["epoch"] for row in resumed.rows] == [1, 2, 3, 4]
+    assert all(math.isfinite(row["val/mean_iou"]) for row in whole.rows)
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # says that it may miss some
+def test_step_does_not_wait_for_the_gpu(tiny_model):
+    fabric = Fabric(accelerator="cuda", devices=1, precision="bf16-mixed")
+    model = tiny_model()
+    freeze(model, [])
+    guided, optimizer = fabric.setup(GuidedNetwork(model, masked_stride=2), build_optimizer(model, OPTIONS, fused=True))
+    criterion = Criterion(WEIGHTS, model.attention_grid)
+    loader = training_loader(Stripes(), batch_size=2, seed=0, num_workers=0)
+    for batch in loader:
+        try:
+            torch.cuda.set_sync_debug_mode("error")
+            add_gradients(fabric, guided, [batch], criterion, 1.0, 4)
+            fabric.clip_gradients(guided, optimizer, max_norm=1.0, error_if_nonfinite=False)
+            optimizer.step()
+            optimizer.zero_grad()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_one_rank_over_nccl_takes_the_same_step(tiny_model, exact_convolutions, monkeypatch):
+    """DDP with its bucketed gradients; two ranks of the CPU are compared in test_ranks."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    sample = next(iter(training_loader(Stripes(), batch_size=4, seed=0, num_workers=0)))
+    start, results = tiny_model().state_dict(), []
+    for strategy in ("auto", "ddp"):
+        fabric = Fabric(accelerator="cuda", devices=1, strategy=strategy)
+        fabric.launch()
+        model = tiny_model()
+        model.load_state_dict(start)
+        freeze(model, [])
+        training_mode(model, frozen=[], update_batch_norm=True)
+        guided, _ = fabric.setup(GuidedNetwork(model, masked_stride=2), build_optimizer(model, OPTIONS, fused=True))
+        add_gradients(fabric, guided, [sample], Criterion(WEIGHTS, model.attention_grid), 1.0, 4)
+        results.append({name: p.grad.double().cpu() for name, p in model.named_parameters() if p.grad is not None})
+    torch.distributed.destroy_process_group()
+    assert worst(results[1], results[0]) < 1e-3
+
+
+def test_flops_are_those_counted_on_the_cpu(tiny_model):
+    network = GuidedNetwork(tiny_model(), masked_stride=2)
+    criterion = Criterion(WEIGHTS, network.model.attention_grid)
+    on_cpu = training_flops(network, criterion, (64, 64))
+    assert training_flops(network.cuda(), criterion, (64, 64)) == on_cpu
+    for precision in ("32-true", "bf16-mixed"):
+        assert 1e12 < peak_flops(torch.device("cuda"), precision).flops < 1e16
+
+
+def test_prediction_is_that_of_the_cpu(tiny_model, exact_convolutions):
+    image = torch.randint(0, 256, (75, 50, 3), dtype=torch.uint8).numpy()
+    names, model = ("cat", "dog", "cow"), tiny_model()
+    found = [predict(Outputs(model.to(d)).eval(), names, image, torch.device(d)) for d in ("cpu", "cuda")]
+    assert found[1].class_probs == pytest.approx(found[0].class_probs, abs=1e-4)
+    assert (found[1].segmentation == found[0].segmentation).mean() > 0.999
+    assert found[1].attention.keys() == found[0].attention.keys()
