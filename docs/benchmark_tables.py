@@ -8,7 +8,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).parents[1]
 BENCHMARKS = REPOSITORY / "benchmarks"
-NAMES = ("guidance", "loading", "memory", "startup", "scaling")
+NAMES = ("guidance", "guidance-cuda", "loading", "loading-cuda", "memory", "startup", "scaling")
 
 
 def insert(page: Path, tables: Mapping[str, str]) -> None:
@@ -29,6 +29,8 @@ def insert_benchmarks() -> None:
         {
             "performance": performance_table(found["guidance"], found["loading"]),
             "seconds": seconds_table(found["guidance"]),
+            "performance-cuda": performance_table(found["guidance-cuda"], found["loading-cuda"]),
+            "seconds-cuda": seconds_table(found["guidance-cuda"]),
             "memory": memory_table(found["memory"]),
             "startup": startup_table(found["startup"]),
         },
@@ -78,8 +80,12 @@ def performance_table(guidance: dict[str, Any], loading: dict[str, Any]) -> str:
     if "bf16" in precisions:
         gained = _figures(ratios["GAIN step, fp32 / GAIN step, bf16"])
         lines.append(f"| GAIN step in fp32 / in bf16 | at least 1.8 | | {gained} |")
-    rate = loading["loader_images_per_second"]["0 workers"] / loading["training_step_images_per_second"]
-    lines.append(f"| loader, one process / training step, images a second | at least 2 | | {rate:.0f} |")
+    if f"gain step, compiled / as written, {precisions[-1]}" in ratios:
+        compiled = _figures(ratios[f"gain step, compiled / as written, {precisions[-1]}"])
+        lines.append("| GAIN step with `compile: true` / without | |" + " |" * (len(precisions) - 1) + f" {compiled} |")
+    workers, rate = max(loading["loader_images_per_second"].items(), key=lambda item: item[1])
+    share = _figures(rate / loading["training_step_images_per_second"])
+    lines.append(f"| loader, {workers} / training step, images a second | at least 2 | | {share} |")
     return "\n".join(lines)
 
 
@@ -89,11 +95,11 @@ def seconds_table(guidance: dict[str, Any]) -> str:
     lines.append("|---" * (1 + len(guidance["seconds"]["steps"])) + "|")
     for kind in ("maps", "steps"):
         by_precision = guidance["seconds"][kind]
-        for name in next(iter(by_precision.values())):
-            values = " | ".join(f"{seconds[name]:.2f} s" for seconds in by_precision.values())
+        for name in list(by_precision.values())[-1]:
+            values = " | ".join(_time(seconds[name]) if name in seconds else "" for seconds in by_precision.values())
             lines.append(f"| {'evaluation' if kind == 'maps' else 'step'}: {name} | {values} |")
     for name, seconds in guidance["seconds"]["peers"].items():
-        lines.append(f"| {name}, 20 classes | {seconds:.1f} s |" + " |" * (len(guidance["seconds"]["steps"]) - 1))
+        lines.append(f"| {name}, 20 classes | {_time(seconds)} |" + " |" * (len(guidance["seconds"]["steps"]) - 1))
     shares = guidance["mfu"]
     lines += [
         f"| share of the peak, {side} step | {' | '.join(f'{share[side]:.2f}' for share in shares.values())} |"
@@ -128,6 +134,10 @@ def scaling_tables(scaling: dict[str, Any]) -> str:
     for name, shares in computed["efficiency"].items():
         lines.append(f"| {name} | " + " | ".join(f"{100 * share:.0f} %" for share in shares) + " |")
     return "\n".join(lines)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 10 else f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"
 
 
 def _figures(ratio: float) -> str:

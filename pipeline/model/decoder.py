@@ -48,8 +48,8 @@ class Decoder(nn.Module):
     def forward(self, features: Features, image_size: tuple[int, int]) -> Tensor:
         """Features to logits (B, num_classes, H, W) for an image of `image_size` (H, W).
 
-        From the scores on in float32, whatever the autocast: in bfloat16, convolutions of 21 channels take an H100 five
-        times as long.
+        From the scores on in float32, whatever the autocast. In bfloat16 an H100 took five times as long for all of it
+        (docs/performance.md); 21 channels, unlike fc6's 4096, are no multiple of what its kernels want.
         """
         h = self.dropout(F.relu(self.fc6(pool(features.conv5_3))))  # (B, fc, H/32, W/32)
         h = self.dropout(F.relu(self.fc7(h)))
