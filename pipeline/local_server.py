@@ -29,7 +29,7 @@ from pipeline.services import check_prefect_server, problem_with
 HOME = Path(".prefect")
 STARTED = HOME / "started.json"
 PORT = 4200  # Prefect's own, if it is free
-START_SECONDS = 90.0
+START_SECONDS = 300.0  # a server that dies is noticed at once
 STOP_SECONDS = 20.0
 POLL_SECONDS = 0.2
 PAGE = 200  # lines of a log in one answer

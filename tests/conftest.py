@@ -4,11 +4,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from pipeline.config import Training
 from pipeline.data.loading import Sample
 from pipeline.errors import PipelineError
 from pipeline.model.fcn8s import FCN8s
+
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")  # a machine that is busy with something else is no failure
 
 NUM_CLASSES = 3
 SLOWEST = (

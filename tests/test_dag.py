@@ -3,17 +3,26 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import checkouts
 import mlflow
 import pytest
-from checkouts import checkout, dvc, environment, gain, one_line, set_params, stage
+from checkouts import checkout, dvc, environment, gain, one_line, python, set_params, stage
 
 from pipeline.files import digest_file
+
+KILLED_AFTER_AN_EPOCH = """
+import os, runpy, signal, sys
+from pipeline.checkpoints import CheckpointFile
+
+def save_and_die(self, state, save=CheckpointFile.save):
+    save(self, state)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+CheckpointFile.save = save_and_die
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -132,12 +141,8 @@ def test_killed_training_resumes_to_the_same_bytes(repro, copy, killed):
     outputs = [f"models/{name}.safetensors", f"reports/{name}/curves.csv", f"reports/{name}/summary.json"]
     outputs += [f"reports/{name}/attention.safetensors"] if killed == "finetune" else []
     (copy / outputs[0]).unlink()
-    command = [sys.executable, "-m", f"stages.{killed}", *arguments]
-    with subprocess.Popen(command, cwd=copy, env=environment(copy), stdout=subprocess.DEVNULL) as process:
-        while not list((copy / "checkpoints").rglob("*.pt")):
-            assert process.poll() is None, "the stage ended before its first checkpoint"
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
+    interrupted = python(copy, "-c", KILLED_AFTER_AN_EPOCH, f"stages.{killed}", *arguments)
+    assert interrupted.returncode == -signal.SIGKILL, interrupted.stderr
     assert not (copy / outputs[0]).exists()
     result = stage(copy, killed, *arguments)
     assert result.returncode == 0, result.stderr
@@ -148,12 +153,9 @@ def test_killed_training_resumes_to_the_same_bytes(repro, copy, killed):
 
 
 def test_changed_parameter_ignores_a_stale_checkpoint(copy):
-    command = [sys.executable, "-m", "stages.pretrain"]
-    with subprocess.Popen(command, cwd=copy, env=environment(copy), stdout=subprocess.DEVNULL) as process:
-        while not list((copy / "checkpoints").rglob("*.pt")):
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.kill()
+    interrupted = python(copy, "-c", KILLED_AFTER_AN_EPOCH, "stages.pretrain")
+    assert interrupted.returncode == -signal.SIGKILL, interrupted.stderr
+    assert list((copy / "checkpoints").rglob("*.pt"))
     set_params(copy, {".pretrain.learning_rate": 1.0e-4})
     result = stage(copy, "pretrain")
     assert result.returncode == 0, result.stderr

@@ -48,6 +48,7 @@ def proxy(upstream, tmp_path, monkeypatch) -> Iterator[FaultyProxy]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr("pipeline.tracking.FINISH_SECONDS", PATIENCE)
     proxy = FaultyProxy(upstream)
     with running_proxy(proxy) as url:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
@@ -130,7 +131,7 @@ def test_slow_server_does_not_hold_up_a_training(proxy, upstream, capfd):
         begin = time.monotonic()
         record(tracking, "slow")
         recorded = time.monotonic() - begin
-    assert recorded < proxy.delay * STEPS  # fewer seconds than the server takes for the metrics alone
+    assert recorded < proxy.delay * 4 * STEPS  # the server takes longer: a request for a metric, three for a picture
     assert warnings(capfd) == []
     check_complete(upstream, "slow")
 
@@ -141,7 +142,7 @@ def test_stage_waits_for_a_slow_server_only_so_long(proxy, upstream, capfd, monk
     with Tracking() as tracking:
         record(tracking, "slower")
         begin = time.monotonic()
-    assert time.monotonic() - begin < 20.0
+    assert time.monotonic() - begin < 60.0  # which the server takes by far, at 3 s a request
     (warning,) = warnings(capfd)
     assert "MLflow is slow" in warning
     proxy.delay = 0.0

@@ -97,6 +97,11 @@ class Site:
             }
 
 
+def mlflow_statuses(site: Site) -> set[str]:
+    client = mlflow.MlflowClient(f"sqlite:///{site.folder}/mlflow.db")
+    return {run.info.status for run in client.search_runs(["1"])}
+
+
 def is_final(run: FlowRun) -> bool:
     return run.state is not None and run.state.is_final()
 
@@ -158,7 +163,7 @@ def test_one_command_brings_the_pipeline_to_a_registered_model(site):
     run = newest(site)
     assert any(tag.startswith("CUDA_VISIBLE_DEVICES") for tag in run.tags)
     assert any(tag.startswith(("cpu, ", "cuda:")) for tag in run.tags)
-    assert set(site.tasks(run.id).values()) == {"Completed"}
+    assert becomes(lambda: set(site.tasks(run.id).values()) == {"Completed"})
     artifacts = site.artifacts(run.id)
     assert float(artifacts["progress"]) == 100.0
     assert "| gain_ext | " in artifacts["summary"]
@@ -182,7 +187,7 @@ def test_servers_listen_on_loopback_only(site):
 def test_second_run_passes_through(site):
     state = site.finished(site.start())
     assert state.state.message == "0 of 9 stages ran, 0 restored"
-    assert set(site.tasks(state.id).values()) == {"Unchanged"}
+    assert becomes(lambda: set(site.tasks(state.id).values()) == {"Unchanged"})
 
 
 def test_deployment_run_with_other_parameters_is_an_experiment(site):
@@ -195,7 +200,7 @@ def test_deployment_run_with_other_parameters_is_an_experiment(site):
     tasks = site.tasks(newest(site).id)
     assert sorted(tasks) == ["download", "prepare", "pretrain"]
     assert "other-seed" in site.run("-m", "dvc", "exp", "list").stdout
-    assert (site.folder / "params.yaml").read_bytes(), git(site.folder, "status", "--short") == before
+    assert ((site.folder / "params.yaml").read_bytes(), git(site.folder, "status", "--short")) == before
     assert list((site.folder / ".runs").iterdir()) == []
     names = {run.info.run_name for run in mlflow.MlflowClient(f"sqlite:///{site.folder}/mlflow.db").search_runs(["1"])}
     assert "pretrain-seed1-other-seed" in names
@@ -247,11 +252,12 @@ def test_servers_that_do_not_answer_are_one_line(site):
 
 def test_cancelled_run_leaves_no_trainer(site):
     with site.training(LONG) as identity:
+        assert becomes(lambda: "RUNNING" in mlflow_statuses(site))
         assert site.run("-m", "prefect", "flow-run", "cancel", str(identity)).returncode == 0
         assert becomes(lambda: not trainers(site))
-        assert site.finished(identity).state.name == "Cancelled"
-    client = mlflow.MlflowClient(f"sqlite:///{site.folder}/mlflow.db")
-    assert becomes(lambda: "RUNNING" not in {run.info.status for run in client.search_runs(["1"])})
+        # Where the engine is slow to acknowledge, Prefect calls the run crashed for a moment.
+        assert becomes(lambda: site.finished(identity).state.name == "Cancelled")
+    assert becomes(lambda: "RUNNING" not in mlflow_statuses(site))
 
 
 def test_killed_engine_takes_the_trainer_along_and_a_retry_resumes(site):

@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+from checkouts import PATIENCE
 
 from pipeline import promotion
 from pipeline.errors import PipelineError
@@ -131,6 +132,14 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_says_so(registry, monk
     monkeypatch.setattr(promotion, "SETTLE_SECONDS", 1.0)
     version = registry(**OLD)
     outcomes: list[object] = []
+    both, judge = threading.Barrier(2, timeout=PATIENCE), promotion.judge
+
+    def judge_together(*args, **kwargs):
+        result = judge(*args, **kwargs)
+        both.wait()
+        return result
+
+    monkeypatch.setattr(promotion, "judge", judge_together)
 
     def attempt() -> None:
         try:

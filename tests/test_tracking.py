@@ -8,13 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from checkouts import PATIENCE, REPOSITORY
 from mlflow import MlflowClient
 from PIL import Image
 
 from pipeline.sender import connect, find_run
 from pipeline.tracking import SPOOLS, WEIGHTS_TAG, Tracker, Tracking, flatten
-
-REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +31,7 @@ def workplace(tmp_path, monkeypatch, store) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setattr("pipeline.tracking.FINISH_SECONDS", PATIENCE)
     return tmp_path
 
 
