@@ -99,7 +99,6 @@ def main() -> None:
         "machine": machine(),
         "device": chosen.reason,
         "input": f"{batch} images of {SIDE} x {SIDE}, {CLASSES} classes, {sum(LABELS) / len(LABELS)} labels an image",
-        "images": batch,
         "seconds": {"maps": maps, "peers": peers, "steps": steps},
         "ratios": ratios,
         "mfu": utilisation,
