@@ -204,6 +204,7 @@ def evaluation_bytes(profile: Profile, size: tuple[int, int]) -> int:
 def _network(profile: Profile, size: tuple[int, int]) -> tuple[int, list[int]]:
     """Number of weights, and of elements in each layer's output for one image of `size` (H, W)."""
     import torch
+    from torch._subclasses import FakeTensorMode
 
     from pipeline.model.fcn8s import FCN8s
 
@@ -212,7 +213,7 @@ def _network(profile: Profile, size: tuple[int, int]) -> tuple[int, list[int]]:
     def count(_module: object, _inputs: object, output: object) -> None:
         outputs.append(output.numel() if isinstance(output, torch.Tensor) else 0)
 
-    with torch.device("meta"):
+    with FakeTensorMode():  # not the device "meta", which knows no autocast
         model = FCN8s(20, **profile.model.model_dump())
         for module in model.modules():
             if not list(module.children()):

@@ -229,14 +229,23 @@ def _crown(
 @contextmanager
 def _lease(client: "MlflowClient", name: str) -> Iterator[None]:
     """Held by one promotion at a time: the registry has no compare-and-set, so the last to write a tag has it."""
+    from mlflow.exceptions import MlflowException
+
     me = uuid.uuid4().hex
     holder, _, expiry = client.get_registered_model(name).tags.get(LEASE_TAG, "").partition(" ")
     if holder and float(expiry) > time.time():
         raise PipelineError(f"{name}: another promotion is under way; nothing was changed, try again in a minute")
-    client.set_registered_model_tag(name, LEASE_TAG, f"{me} {time.time() + LEASE_SECONDS}")
-    time.sleep(SETTLE_SECONDS)
-    if client.get_registered_model(name).tags.get(LEASE_TAG, "").partition(" ")[0] != me:
+    refusal: MlflowException | None = None
+    try:
+        client.set_registered_model_tag(name, LEASE_TAG, f"{me} {time.time() + LEASE_SECONDS}")
+        time.sleep(SETTLE_SECONDS)
+    except MlflowException as error:  # a database lets one of two that make the same tag at the same time fail
+        refusal = error
+    holder = client.get_registered_model(name).tags.get(LEASE_TAG, "").partition(" ")[0]
+    if holder != me and (holder or refusal is None):
         raise PipelineError(f"{name}: another promotion came first; nothing was changed, compare again")
+    if refusal is not None:
+        raise refusal
     try:
         yield
     finally:
