@@ -121,10 +121,9 @@ def _set_up(pools: Sequence[str], deployments: str) -> None:
             if pool not in known:
                 client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
             ours, name = [p for p in _started() if p.name == f"worker of {pool}"], f"{socket.gethostname()}-{pool}"
-            online = {worker.name for worker in client.read_workers_for_work_pool(pool) if worker.status == "ONLINE"}
-            if ours and not any(map(_is_alive, ours)):
-                online.discard(name)  # the server takes a worker that has just died for a living one
-            if not online and not any(map(_is_alive, ours)):
+            online = {w.name for w in client.read_workers_for_work_pool(pool) if w.status.value == "ONLINE"}
+            # The server takes a worker of ours that has just died for a living one.
+            if not any(map(_is_alive, ours)) and not online - ({name} if ours else set()):
                 limit = ["--limit", "1"] if pool == "gpu" else []
                 _start(f"worker of {pool}", ["worker", "start", "--pool", pool, "--name", name, *limit])
     _prefect("deploy", "--name", deployments)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, settings
 
 from pipeline.config import Training
@@ -60,6 +61,15 @@ def batch() -> Sample:
     guidance = target.to(torch.uint8)
     guidance[2:] = 255
     return Sample(image, target, guidance, labels, torch.arange(4))
+
+
+@pytest.fixture
+def scene(batch: Sample) -> Sample:
+    """The shared batch at twice its size, which leaves a grid of several cells at half the resolution."""
+    target, guidance = (
+        value.repeat_interleave(2, 1).repeat_interleave(2, 2) for value in (batch.target, batch.guidance)
+    )
+    return batch._replace(image=F.interpolate(batch.image, scale_factor=2), target=target, guidance=guidance)
 
 
 @pytest.fixture

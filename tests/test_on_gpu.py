@@ -61,15 +61,6 @@ class Stripes(Dataset[Sample]):
 
 
 @pytest.fixture
-def scene(batch) -> Sample:
-    """The shared batch at twice its size, which leaves a grid of several cells at half the resolution."""
-    target, guidance = (
-        value.repeat_interleave(2, 1).repeat_interleave(2, 2) for value in (batch.target, batch.guidance)
-    )
-    return batch._replace(image=F.interpolate(batch.image, scale_factor=2), target=target, guidance=guidance)
-
-
-@pytest.fixture
 def exact_convolutions():
     """Without TensorFloat-32, whose products have ten bits."""
     before = torch.backends.cudnn.allow_tf32

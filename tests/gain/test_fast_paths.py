@@ -19,16 +19,6 @@ RELATIVE = 1e-4
 WEIGHTS = {"segmentation": 1.0, "classification": 1.0, "attention_mining": 0.5, "external_supervision": 2.0}
 
 
-@pytest.fixture
-def scene(batch) -> Sample:
-    """Larger than the shared batch, so that half its resolution still has a grid of several cells."""
-    image = F.interpolate(batch.image, scale_factor=2)
-    target, guidance = (
-        value.repeat_interleave(2, 1).repeat_interleave(2, 2) for value in (batch.target, batch.guidance)
-    )
-    return batch._replace(image=image, target=target, guidance=guidance)
-
-
 def gradients(network: GuidedNetwork, batch: Sample, weights=WEIGHTS) -> dict[str, torch.Tensor]:
     """By parameter, and the losses as loss/NAME."""
     network.zero_grad()
