@@ -41,13 +41,13 @@ def one_round() -> dict[str, float]:
         plain, cold, warm = (clone(Path(folder) / name) for name in ("plain", "cold", "warm"))
         times = {"dvc repro": timed(lambda: run(plain, "dvc", "repro"))}
         try:
-            times["cold server"] = timed(lambda: run(cold, "python", "-m", "pipeline.cli", "flow"))
+            times["cold server"] = timed(lambda: run(cold, "python", "-m", "pipeline.cli.main", "flow"))
             url = json.loads((cold / ".prefect" / "started.json").read_text(encoding="utf-8"))[0]["url"]
-            watched = ("python", "-m", "pipeline.flows")
+            watched = ("python", "-m", "pipeline.flows.flows")
             times["warm server"] = timed(lambda: run(warm, *watched, PREFECT_API_URL=url))
             times["nothing changed"] = timed(lambda: run(warm, *watched, PREFECT_API_URL=url))
         finally:
-            run(cold, "python", "-m", "pipeline.cli", "down")
+            run(cold, "python", "-m", "pipeline.cli.main", "down")
     return times
 
 

@@ -20,9 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pipeline.base.files import write_json
 from pipeline.data.loading import Sample
-from pipeline.devices import choose_device
-from pipeline.files import write_json
 from pipeline.gain.attention import (
     GuidedNetwork,
     attention_to_image,
@@ -33,7 +32,8 @@ from pipeline.gain.attention import (
 )
 from pipeline.gain.losses import Criterion, classification_loss, segmentation_loss
 from pipeline.model.fcn8s import AttentionGrid, FCN8s
-from pipeline.throughput import TrainingFlops, peak_flops, training_flops
+from pipeline.tracking.throughput import TrainingFlops, peak_flops, training_flops
+from pipeline.training.devices import choose_device
 
 CLASSES, SIDE = 20, 320
 LABELS = (1, 2)  # classes of the images of a batch: 1.5 an image

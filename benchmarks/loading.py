@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 
 from benchmarks.guidance import machine, result_file
+from pipeline.base.files import write_json
 from pipeline.data.loading import SegmentationDataset, start_epoch, training_loader
 from pipeline.data.manifest import build_manifest, read_manifest
-from pipeline.data.synthetic import CLASS_NAMES, draw_dataset
 from pipeline.data.voc import REQUIRED_SPLITS
-from pipeline.devices import Device, choose_device
-from pipeline.files import write_json
+from pipeline.datasets.embedded import CLASS_NAMES, draw_dataset
 from pipeline.gain.losses import segmentation_loss
 from pipeline.model.fcn8s import FCN8s
+from pipeline.training.devices import Device, choose_device
 
 IMAGES, SIDE, CROP = 240, 432, 384  # as many pixels as VOC's 375 x 500; the crop of the profile voc2012
 BATCHES, STEPS = {"cpu": 2, "cuda": 16}, 3

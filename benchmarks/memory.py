@@ -22,8 +22,8 @@ from benchmarks.guidance import (
     sample,
     step_of,
 )
-from pipeline.devices import choose_device
-from pipeline.files import write_json
+from pipeline.base.files import write_json
+from pipeline.training.devices import choose_device
 
 SIDE = 512
 STEPS = ("plain", "gain", "gain, activations recomputed", "reference")

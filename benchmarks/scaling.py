@@ -21,14 +21,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.guidance import CLASSES, GUIDED, LABELS, SIDE, guided, network, sample
-from pipeline.config import load_params
-from pipeline.devices import choose_device
-from pipeline.files import write_json
+from pipeline.base.files import write_json
+from pipeline.base.params import load_params
 from pipeline.gain.losses import Criterion
-from pipeline.launch import run_on_ranks
 from pipeline.model.fcn8s import FCN8s
-from pipeline.throughput import DATA_SHEETS, training_flops
-from pipeline.training import add_gradients
+from pipeline.tracking.throughput import DATA_SHEETS, training_flops
+from pipeline.training.devices import choose_device
+from pipeline.training.loop import add_gradients
+from stages.launch import run_on_ranks
 
 TARGET = Path(__file__).with_suffix(".json")
 FIGURE = Path(__file__).parents[1] / "docs" / "scaling.png"

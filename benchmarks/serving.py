@@ -25,11 +25,11 @@ import requests
 import torch
 from PIL import Image
 
+from pipeline.base.files import write_json
 from pipeline.data.loading import normalise
-from pipeline.files import write_json
 from pipeline.model.fcn8s import FCN8s
 from pipeline.model.weights import save_weights
-from pipeline.prediction import Outputs
+from pipeline.release.prediction import Outputs
 
 REPOSITORY = Path(__file__).parents[1]
 NAME = "fcn8s-gain"
@@ -42,8 +42,8 @@ START_SECONDS = 180.0
 REGISTER = """
 import sys
 from pathlib import Path
-from pipeline.registry import register_model
-from pipeline.files import digest_file
+from pipeline.release.registry import register_model
+from pipeline.base.files import digest_file
 name, attention_iou = sys.argv[1], float(sys.argv[2])
 scores = {"mean_iou": 0.5, "attention_iou": attention_iou, "worst_group": 0.1}
 register_model(Path(name), digest_file(Path(name)), registered_model_name="fcn8s-gain", run_name=name,
@@ -70,7 +70,7 @@ def main() -> None:
             with _served(folder, environment) as url:
                 rows.append({"network": title, "side": side, **_compare(url, network, side, ROUNDS[title])})
             begin = time.perf_counter()
-            command = [sys.executable, "-m", "pipeline.cli", "promote"]
+            command = [sys.executable, "-m", "pipeline.cli.main", "promote"]
             subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
             promotions.append(time.perf_counter() - begin)
     result = {

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline.files import write_json
+from pipeline.base.files import write_json
 
 STAGES = {
     "download": "stages.download",

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.files import write_json
+from pipeline.base.files import write_json
 
 REPOSITORY = Path(__file__).parents[1]
 ROUNDS = 3
@@ -24,9 +24,9 @@ ROUNDS = 3
 UNTRACKED = """
 import runpy, sys
 from unittest.mock import MagicMock
-import pipeline.tracking, pipeline.panels
-pipeline.tracking.Tracking = pipeline.tracking.Tracker = MagicMock()
-pipeline.panels.attention_panel = pipeline.panels.evolution_panel = MagicMock()
+import pipeline.tracking.tracker, pipeline.report.panels
+pipeline.tracking.tracker.Tracking = pipeline.tracking.tracker.Tracker = MagicMock()
+pipeline.report.panels.attention_panel = pipeline.report.panels.evolution_panel = MagicMock()
 sys.argv = ["finetune", sys.argv[1]]
 runpy.run_module("stages.finetune", run_name="__main__")
 """

@@ -8,13 +8,13 @@ import numpy as np
 from PIL import Image
 
 from docs.benchmark_tables import insert, insert_benchmarks
+from pipeline.base.files import digest_file
 from pipeline.data import voc
 from pipeline.data.manifest import ManifestRow, decode_image, read_manifest
-from pipeline.evaluation import results_table
-from pipeline.files import digest_file
-from pipeline.sender import connect, find_run
-from pipeline.study import HEADLINES
-from pipeline.visualization import Picture, panel
+from pipeline.evaluation.passes import results_table
+from pipeline.report.overlays import Picture, panel
+from pipeline.report.study import HEADLINES
+from pipeline.tracking.sender import connect, find_run
 
 REPOSITORY = Path(__file__).parents[1]
 DATA = REPOSITORY / "data" / "voc"

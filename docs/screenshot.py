@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from pipeline.saved_views import view_page
+from pipeline.tracking.saved_views import view_page
 
 SIZE = {"width": 1400, "height": 1240}
 SETTLE_MS = 6000  # until pictures and charts are drawn

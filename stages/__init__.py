@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline.config import Params, load_params
-from pipeline.errors import PipelineError
-from pipeline.launch import LOST_A_RANK, launched, lost_a_rank, run_on_ranks, watch_parent
+from pipeline.base.errors import PipelineError
+from pipeline.base.params import Params, load_params
+from stages.launch import LOST_A_RANK, launched, lost_a_rank, run_on_ranks, watch_parent
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Unable to allocate")  # torch on GPUs, on CPUs; NumPy
 
@@ -80,7 +80,7 @@ def run_stage(name: str, stage: Callable[..., None], *, argument: str = "", on_r
         stage(params, Workspace(options["folder"]), *([options[argument]] if argument else []))
     except PipelineError as error:
         # From a loader's worker process it comes with that process's traceback before it.
-        message = str(error).strip().splitlines()[-1].removeprefix("pipeline.errors.PipelineError: ")
+        message = str(error).strip().splitlines()[-1].removeprefix("pipeline.base.errors.PipelineError: ")
         sys.exit(f"{name}: error: {message}")
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -2,10 +2,10 @@
 
 from contextlib import nullcontext
 
-from pipeline.config import Params
-from pipeline.launch import is_first_rank
-from pipeline.tracking import Tracking
+from pipeline.base.params import Params
+from pipeline.tracking.tracker import Tracking
 from stages import Workspace, run_stage
+from stages.launch import is_first_rank
 
 
 def classify(params: Params, space: Workspace) -> None:

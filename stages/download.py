@@ -4,14 +4,14 @@ import os
 import shutil
 from pathlib import Path
 
-from pipeline.archives import unpack
-from pipeline.config import EmbeddedData, FolderData, Params, RemoteFile, Voc2012Data
-from pipeline.data.sources import SBD_ARCHIVE, VOC2012_ARCHIVE, place_folder, place_voc2012
-from pipeline.data.synthetic import draw_dataset
-from pipeline.errors import PipelineError
-from pipeline.fetch import CACHE, cached_path, check_file, check_free_space, fetch
-from pipeline.files import atomic_folder
-from pipeline.progress import progress_bar
+from pipeline.base.errors import PipelineError
+from pipeline.base.files import atomic_folder
+from pipeline.base.params import EmbeddedData, FolderData, Params, RemoteFile, Voc2012Data
+from pipeline.datasets.archives import unpack
+from pipeline.datasets.embedded import draw_dataset
+from pipeline.datasets.fetch import CACHE, cached_path, check_file, check_free_space, fetch
+from pipeline.datasets.sources import SBD_ARCHIVE, VOC2012_ARCHIVE, place_folder, place_voc2012
+from pipeline.tracking.progress import progress_bar
 from stages import Workspace, run_stage
 
 NUM_WORKERS = min(os.cpu_count() or 1, 16)  # a container may own less of its machine than it sees

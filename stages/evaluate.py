@@ -1,7 +1,7 @@
 """Score every model on the same images."""
 
-from pipeline.config import Params
-from pipeline.tracking import Tracking
+from pipeline.base.params import Params
+from pipeline.tracking.tracker import Tracking
 from stages import Workspace, run_stage
 
 

@@ -2,11 +2,11 @@
 
 from contextlib import nullcontext
 
-from pipeline.config import Params
-from pipeline.errors import PipelineError
-from pipeline.launch import is_first_rank
-from pipeline.tracking import Tracking
+from pipeline.base.errors import PipelineError
+from pipeline.base.params import Params
+from pipeline.tracking.tracker import Tracking
 from stages import Workspace, run_stage
+from stages.launch import is_first_rank
 
 
 def finetune(params: Params, space: Workspace, variant: str) -> None:

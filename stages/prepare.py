@@ -1,10 +1,10 @@
 """Check every image, mask and annotation and list them in the manifest."""
 
-from pipeline.config import Params
+from pipeline.base.files import atomic_file, write_csv
+from pipeline.base.params import Params
 from pipeline.data.manifest import build_manifest
 from pipeline.data.voc import list_splits, read_split
-from pipeline.files import atomic_file, write_csv
-from pipeline.progress import progress_bar
+from pipeline.tracking.progress import progress_bar
 from stages import Workspace, run_stage
 
 

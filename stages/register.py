@@ -6,12 +6,12 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from pipeline.config import Params
+from pipeline.base.files import digest_file, write_json, write_text
+from pipeline.base.params import Params
 from pipeline.data.manifest import data_digest, read_manifest
 from pipeline.data.voc import read_class_names
-from pipeline.files import digest_file, write_json, write_text
-from pipeline.model_card import model_card
-from pipeline.registry import TEST_DATA_TAG, flat_scores, register_model, select_variant
+from pipeline.release.model_card import model_card
+from pipeline.release.registry import TEST_DATA_TAG, flat_scores, register_model, select_variant
 from stages import Workspace, run_stage
 
 TRAINING_SPLITS = ("train", "val")

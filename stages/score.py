@@ -9,21 +9,21 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
-from pipeline.charts import class_bars, compared_curves, confusion_chart, training_curves
-from pipeline.config import Params
+from pipeline.base.files import atomic_file, digest_file, read_numbers, write_csv, write_json, write_text
+from pipeline.base.params import Params
 from pipeline.data.loading import Sample, SegmentationDataset, evaluation_loader
 from pipeline.data.manifest import data_digest, read_manifest
 from pipeline.data.voc import list_splits, read_class_names
-from pipeline.devices import choose_device, make_deterministic
-from pipeline.evaluation import ModelScores, estimates, results_table, score_model
-from pipeline.files import atomic_file, digest_file, read_numbers, write_csv, write_json, write_text
-from pipeline.metrics import interval
+from pipeline.evaluation.metrics import interval
+from pipeline.evaluation.passes import ModelScores, estimates, results_table, score_model
+from pipeline.evaluation.snapshots import panel_samples
 from pipeline.model.fcn8s import FCN8s
 from pipeline.model.weights import load_weights
-from pipeline.panels import comparison_panel, evolution_panel
-from pipeline.progress import progress_bar
-from pipeline.snapshots import panel_samples
-from pipeline.tracking import Tracker, Tracking
+from pipeline.report.charts import class_bars, compared_curves, confusion_chart, training_curves
+from pipeline.report.panels import comparison_panel, evolution_panel
+from pipeline.tracking.progress import progress_bar
+from pipeline.tracking.tracker import Tracker, Tracking
+from pipeline.training.devices import choose_device, make_deterministic
 from stages import Workspace
 
 TRAINING_SPLITS = ("train", "val")

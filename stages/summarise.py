@@ -5,11 +5,11 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from pipeline.charts import compared_curves, interval_chart, label_count_curve
-from pipeline.config import Params
-from pipeline.errors import PipelineError
-from pipeline.files import atomic_file, read_numbers, write_csv, write_text
-from pipeline.study import HEADLINES, Seeds, label_counts, study_rows, study_table
+from pipeline.base.errors import PipelineError
+from pipeline.base.files import atomic_file, read_numbers, write_csv, write_text
+from pipeline.base.params import Params
+from pipeline.report.charts import compared_curves, interval_chart, label_count_curve
+from pipeline.report.study import HEADLINES, Seeds, label_counts, study_rows, study_table
 from stages import Workspace, run_stage
 
 FIGURE_SCORES = ("mean_iou", "attention_iou", "energy_pointing_game", "pointing_game", "overall", "class_accuracy")

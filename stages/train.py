@@ -13,27 +13,27 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pipeline.charts import training_curves
-from pipeline.checkpoints import CheckpointFile, fingerprint
-from pipeline.config import Attention, Params, Training
+from pipeline.base.errors import PipelineError
+from pipeline.base.files import atomic_file, digest_file, write_csv, write_json
+from pipeline.base.params import Attention, Params, Training
 from pipeline.data.guidance import Guidance, num_labelled_images
 from pipeline.data.loading import Sample, SegmentationDataset, evaluation_loader, training_loader
 from pipeline.data.manifest import ManifestRow, data_digest, read_manifest
 from pipeline.data.voc import read_class_names
-from pipeline.devices import Device, choose_device, make_deterministic
-from pipeline.errors import PipelineError
-from pipeline.evaluation import evaluate, validation_row
-from pipeline.files import atomic_file, digest_file, write_csv, write_json
+from pipeline.evaluation.passes import evaluate, validation_row
+from pipeline.evaluation.snapshots import attention_maps, panel_samples
 from pipeline.gain.attention import GuidedNetwork
 from pipeline.gain.losses import LOSS_NAMES, Criterion
 from pipeline.model.fcn8s import FCN8s
 from pipeline.model.imported import initial_model
 from pipeline.model.weights import load_weights, save_weights
-from pipeline.panels import attention_panel, evolution_panel
-from pipeline.snapshots import attention_maps, panel_samples
-from pipeline.throughput import peak_flops, training_flops, utilisation
-from pipeline.tracking import WEIGHTS_TAG, Tracker, Tracking
-from pipeline.training import History, Row, Work, fit, freeze
+from pipeline.report.charts import training_curves
+from pipeline.report.panels import attention_panel, evolution_panel
+from pipeline.tracking.throughput import peak_flops, training_flops, utilisation
+from pipeline.tracking.tracker import WEIGHTS_TAG, Tracker, Tracking
+from pipeline.training.checkpoints import CheckpointFile, fingerprint
+from pipeline.training.devices import Device, choose_device, make_deterministic
+from pipeline.training.loop import History, Row, Work, fit, freeze
 from stages import Workspace
 
 

@@ -74,7 +74,7 @@ def stage(folder: Path, name: str, *arguments: str) -> subprocess.CompletedProce
 
 
 def gain(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline.cli", *arguments]
+    command = [sys.executable, "-m", "pipeline.cli.main", *arguments]
     return subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
 
 

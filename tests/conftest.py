@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, settings
 
-from pipeline.config import Training
+from pipeline.base.errors import PipelineError
+from pipeline.base.params import Training
 from pipeline.data.loading import Sample
-from pipeline.errors import PipelineError
 from pipeline.model.fcn8s import FCN8s
 
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])

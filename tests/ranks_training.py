@@ -15,14 +15,14 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pipeline.checkpoints import CheckpointFile
-from pipeline.config import Training
+from pipeline.base.params import Training
 from pipeline.data.loading import Sample, evaluation_loader, training_loader
-from pipeline.evaluation import evaluate, validation_row
+from pipeline.evaluation.passes import evaluate, validation_row
 from pipeline.gain.attention import GuidedNetwork
 from pipeline.gain.losses import LOSS_NAMES, Criterion
 from pipeline.model.fcn8s import FCN8s
-from pipeline.training import fit
+from pipeline.training.checkpoints import CheckpointFile
+from pipeline.training.loop import fit
 
 NUM_IMAGES = 24
 

@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch.utils.data import Dataset
 
-from pipeline.checkpoints import CheckpointFile
-from pipeline.config import Training
+from pipeline.base.params import Training
 from pipeline.data.loading import Sample, evaluation_loader, training_loader
-from pipeline.devices import choose_device
-from pipeline.evaluation import evaluate, validation_row
+from pipeline.evaluation.passes import evaluate, validation_row
 from pipeline.gain.attention import GuidedNetwork, class_attention, class_pairs
 from pipeline.gain.losses import Criterion
-from pipeline.prediction import Outputs, predict
-from pipeline.throughput import peak_flops, training_flops
-from pipeline.training import (
+from pipeline.release.prediction import Outputs, predict
+from pipeline.tracking.throughput import peak_flops, training_flops
+from pipeline.training.checkpoints import CheckpointFile
+from pipeline.training.devices import choose_device
+from pipeline.training.loop import (
     History,
     Row,
     Work,

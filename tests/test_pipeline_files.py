@@ -10,14 +10,24 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.evaluation import results_table
+from pipeline.evaluation.passes import results_table
 
 REPOSITORY = Path(__file__).parents[1]
 DVC = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())
 STUDY = yaml.safe_load((REPOSITORY / "study" / "dvc.yaml").read_text())
 # They change what is watched, recorded or shipped, never a result.
-NO_RESULT = {"pipeline.tracking", "pipeline.sender", "pipeline.progress", "pipeline.launch", "pipeline.throughput"}
-PICTURES = {"pipeline.panels", "pipeline.visualization", "pipeline.charts"}  # a result of evaluate alone
+NO_RESULT = {
+    "pipeline.tracking.tracker",
+    "pipeline.tracking.sender",
+    "pipeline.tracking.progress",
+    "stages.launch",
+    "pipeline.tracking.throughput",
+}
+PICTURES = {
+    "pipeline.report.panels",
+    "pipeline.report.overlays",
+    "pipeline.report.charts",
+}  # a result of evaluate alone
 
 
 def module_path(name: str) -> Path | None:
@@ -56,7 +66,7 @@ def test_stage_dependencies_are_the_modules_that_it_imports(stage):
     without = NO_RESULT | (PICTURES if stage in ("pretrain", "classify", "finetune") else set())
     expected = closure(f"stages.{stage}", without)
     if stage == "register":
-        expected |= closure("pipeline.serving", without)  # shipped as a file, not imported
+        expected |= closure("pipeline.release.served_model", without)  # shipped as a file, not imported
     listed = {dependency for dependency in DVC["stages"][stage]["deps"] if dependency.endswith(".py")}
     assert listed == {str(path.relative_to(REPOSITORY)) for path in expected}
 

@@ -10,7 +10,7 @@ import torch
 from checkouts import REPOSITORY
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.errors import PipelineError
+from pipeline.base.errors import PipelineError
 from stages import run_stage
 
 

@@ -18,10 +18,10 @@ import torch
 from checkouts import checkout, dvc, gain, one_line, set_params, stage
 from small_archives import pytorch_fcn_state, slim_vgg16, voc2012_ids, write_voc2012
 
-from pipeline.archives import unpack
 from pipeline.data import voc
 from pipeline.data.manifest import read_manifest
-from pipeline.data.sources import VOC_CLASSES
+from pipeline.datasets.archives import unpack
+from pipeline.datasets.sources import VOC_CLASSES
 from pipeline.model.weights import load_weights
 
 SMALL = {

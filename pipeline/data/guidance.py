@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.base.errors import PipelineError
 from pipeline.data import voc
 from pipeline.data.manifest import ManifestRow, decode_mask
-from pipeline.errors import PipelineError
 
 Source = Literal["masks", "boxes", "shuffled_masks"]
 

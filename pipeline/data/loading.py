@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from pipeline.base.errors import PipelineError
 from pipeline.data import voc
 from pipeline.data.guidance import Guidance
 from pipeline.data.manifest import ManifestRow, decode_image, decode_mask
-from pipeline.errors import PipelineError
 
 # Mean and standard deviation of ImageNet in RGB, the convention of torchvision's VGG16 weights.
 RGB_MEAN = (0.485, 0.456, 0.406)

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from pipeline.base.errors import PipelineError
 from pipeline.data import voc
-from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from pipeline.errors import PipelineError
+from pipeline.base.errors import PipelineError
 
 IGNORE_INDEX = 255
 RESERVED_NAMES = ("background", "void")

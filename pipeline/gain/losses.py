@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.base.ranks import rank_mean
 from pipeline.data.loading import Sample
 from pipeline.data.voc import IGNORE_INDEX
 from pipeline.gain.attention import GuidedOutput, Pairs, attention_to_image
 from pipeline.model.fcn8s import AttentionGrid
-from pipeline.ranks import rank_mean
 
 LOSS_NAMES = ("segmentation", "classification", "attention_mining", "external_supervision")
 ATTENTION_LOSSES = frozenset({"attention_mining", "external_supervision"})

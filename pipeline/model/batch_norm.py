@@ -9,7 +9,7 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.ranks import num_ranks
+from pipeline.base.ranks import num_ranks
 
 
 class BatchNorm2d(nn.BatchNorm2d):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import PipelineError
+from pipeline.base.errors import PipelineError
 from pipeline.model.fcn8s import FCN8s
 from pipeline.model.trunk import VGG16_BLOCKS
 from pipeline.model.weights import build_model, check_tensors, load_weights

@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline.errors import PipelineError
-from pipeline.files import atomic_file
+from pipeline.base.errors import PipelineError
+from pipeline.base.files import atomic_file
 from pipeline.model.fcn8s import FCN8s
 
 

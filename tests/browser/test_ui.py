@@ -25,7 +25,7 @@ def views(tmp_path_factory) -> Iterator[dict[str, str]]:
         result = dvc(folder, *command)
         assert result.returncode == 0, result.stdout + result.stderr
     port, log = free_port(), folder / "ui.log"
-    command = [sys.executable, "-m", "pipeline.cli", "ui", "--port", str(port)]
+    command = [sys.executable, "-m", "pipeline.cli.main", "ui", "--port", str(port)]
     with running(command, f"http://127.0.0.1:{port}/health", log, cwd=folder, env=environment(folder)):
         assert becomes(lambda: "attention: " in log.read_text())
         lines = [line.partition(": ") for line in log.read_text().splitlines() if "viewStateShareKey" in line]

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipeline.base.errors import PipelineError
 from pipeline.data import voc
 from pipeline.data.manifest import (
     ManifestRow,
@@ -16,7 +17,6 @@ from pipeline.data.manifest import (
     pixel_label_ranking,
     read_manifest,
 )
-from pipeline.errors import PipelineError
 
 SPLITS = ("train", "val", "test")
 IDS = ["t0", "t1", "t2", "t3", "v0", "x0"]

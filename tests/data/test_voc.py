@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.base.errors import PipelineError
 from pipeline.data import voc
-from pipeline.errors import PipelineError
 
 ANNOTATION = """<?xml version="1.0"?>
 <annotation>

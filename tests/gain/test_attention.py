@@ -21,7 +21,7 @@ from pipeline.gain.attention import (
 from pipeline.gain.losses import attention_mining_loss
 from pipeline.model.fcn8s import AttentionGrid
 from pipeline.model.trunk import pool
-from pipeline.training import training_mode
+from pipeline.training.loop import training_mode
 
 SIZES = [(1, 32, 32), (3, 47, 61), (2, 33, 80), (2, 17, 16)]
 ALL_LOSSES = frozenset({"segmentation", "classification", "attention_mining", "external_supervision"})

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pipeline.data.loading import Sample
 from pipeline.gain.attention import GuidedNetwork, class_pairs
 from pipeline.gain.losses import LOSS_NAMES, Criterion
-from pipeline.training import build_optimizer, freeze, training_mode
+from pipeline.training.loop import build_optimizer, freeze, training_mode
 
 RELATIVE = 1e-4
 WEIGHTS = {"segmentation": 1.0, "classification": 1.0, "attention_mining": 0.5, "external_supervision": 2.0}

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from pipeline.model.decoder import bilinear_upsampling
 from pipeline.model.fcn8s import AttentionGrid, FCN8s
 from pipeline.model.trunk import pool
-from pipeline.training import freeze
+from pipeline.training.loop import freeze
 
 
 def test_full_size_has_the_published_number_of_parameters():

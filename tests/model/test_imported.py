@@ -10,7 +10,7 @@ from small_archives import CONVS, pytorch_fcn_state, slim_vgg16
 from torch import Tensor
 
 from pipeline.data.loading import normalise
-from pipeline.data.sources import VOC_CLASSES
+from pipeline.datasets.sources import VOC_CLASSES
 from pipeline.model.imported import initial_model, read_checkpoint
 from pipeline.model.weights import save_weights
 
@@ -106,7 +106,7 @@ def test_imported_description_travels_with_the_weights(checkpoint, tmp_path):
 
 
 def test_bilinear_upsampling_stays_fixed_after_an_import(checkpoint):
-    from pipeline.training import freeze
+    from pipeline.training.loop import freeze
 
     model = initial_model("pytorch_fcn8s", checkpoint(pytorch_fcn_state()), SLIM, VOC_CLASSES, seed=0)
     freeze(model, [])

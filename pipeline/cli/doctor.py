@@ -1,0 +1,279 @@
+"""Can the chosen profile run here? What is missing, and the command that gets it; one line each."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pipeline.base.addresses import without_credentials
+from pipeline.base.errors import PipelineError
+from pipeline.base.params import EmbeddedData, FolderData, Params, Profile, RemoteFile, Voc2012Data
+from pipeline.data import voc
+from pipeline.data.manifest import read_manifest
+from pipeline.datasets.embedded import CLASS_NAMES
+from pipeline.datasets.fetch import CACHE, cached_path, check_file
+from pipeline.datasets.sources import SBD_ARCHIVE, VOC2012_ARCHIVE, VOC_CLASSES
+from pipeline.flows.services import default_remote, problem_with
+from pipeline.tracking.sender import tracking_uri
+from pipeline.training.devices import Device, choose_device
+
+GIGABYTE = 1e9
+BYTES_PER_WEIGHT = 16  # weight, gradient and the two moments of Adam, in float32
+COPIES_PER_ACTIVATION = 2  # of a layer's output and its ReLU
+LAYERS_ALIVE = 4  # without gradients: a layer's input, output, ReLU and scratch
+LARGEST_SIDE = 500  # pixels, of an image of VOC
+VOC2012_BYTES = 9.0e9  # with the archives, the files and DVC's copy of them
+BYTES_PER_PIXEL = 3.0  # of an image and its mask on disk; the embedded set, palette PNG and JPEG at quality 95
+
+
+class Finding(NamedTuple):
+    """One line of the report."""
+
+    verdict: Literal["ok", "note", "fail"]  # fail: the profile cannot run
+    subject: str
+    text: str
+
+
+def examine(params: Params, folder: Path) -> Iterator[Finding]:
+    """Everything that the chosen profile needs, in the order in which the stages need it.
+
+    Args:
+        folder: where data/ and models/ lie.
+    """
+    profile = params.profile
+    finding, device = _device(profile)
+    yield finding
+    yield from (Finding("note", "configuration", doubt) for doubt in profile.doubts)
+    data = _data(profile, folder)
+    yield data
+    yield from _sources(profile, folder, data_is_there=data.verdict == "ok")
+    yield _weights(folder)
+    yield _memory(profile, folder, device)
+    yield _disk(profile, folder, data_is_there=data.verdict == "ok")
+    yield _tracking()
+    yield _remote()
+    yield _prefect()
+
+
+def _device(profile: Profile) -> tuple[Finding, Device | None]:
+    try:
+        device = choose_device(profile.runtime.device, profile.runtime.precision, profile.runtime.devices)
+    except PipelineError as error:
+        return Finding("fail", "device", str(error)), None
+    return Finding("ok", "device", device.reason), device
+
+
+def _data(profile: Profile, folder: Path) -> Finding:
+    root = folder / "data" / "voc"
+    source = profile.download.source
+    if not root.exists():
+        return Finding("note", "data", f"{root} is not there yet; `dvc repro download` puts it there ({source})")
+    try:
+        ids = [image_id for split in voc.list_splits(root) for image_id in voc.read_split(root, split)]
+        names = voc.read_class_names(root)
+    except PipelineError as error:
+        return Finding("fail", "data", str(error))
+    if names != _class_names(profile, names):
+        return Finding("note", "data", f"{root} holds another data set; `dvc repro download` replaces it ({source})")
+    files = [path for i in ids for path in (voc.image_path(root, i), voc.mask_path(root, i))]
+    missing = [path for path in files if not path.exists()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        return Finding(
+            "fail", "data", f"{missing[0]}{more} missing; run `dvc repro --force download`, or `dvc checkout`"
+        )
+    return Finding("ok", "data", f"{len(ids)} images of {len(names)} classes in {root}")
+
+
+def _class_names(profile: Profile, otherwise: tuple[str, ...]) -> tuple[str, ...]:
+    """Classes of the data set that the profile asks for; `otherwise` where that cannot be told without unpacking."""
+    options = profile.download
+    if isinstance(options, FolderData):
+        source = Path(options.path).expanduser()
+        return voc.read_class_names(source) if (source / "classes.txt").exists() else otherwise
+    return VOC_CLASSES if isinstance(options, Voc2012Data) else CLASS_NAMES
+
+
+def _sources(profile: Profile, folder: Path, *, data_is_there: bool) -> Iterator[Finding]:
+    """The files that download reads, unless the profile's data set is there."""
+    options = profile.download
+    files: dict[str, tuple[str, RemoteFile]] = {}
+    if isinstance(options, Voc2012Data) and not data_is_there:
+        files["archive of VOC2012"] = VOC2012_ARCHIVE, options.archive
+        if options.train_split == "trainaug" and options.sbd is not None:
+            files["archive of SBD"] = SBD_ARCHIVE, options.sbd
+    if isinstance(options, FolderData):
+        yield _own_folder(Path(options.path).expanduser(), folder / "data" / "voc" / "classes.txt")
+    weights, name = profile.pretrain.weights.file, profile.pretrain.weights.file_name
+    if weights is not None and not (folder / "data" / "weights" / Path(weights.path or name).name).exists():
+        files["initial weights"] = name, weights
+    for subject, (name, file) in files.items():
+        yield _source(subject, name, file)
+
+
+def _own_folder(path: Path, copy: Path) -> Finding:
+    if not path.exists():
+        return Finding("fail", "your data", f"{path} is missing; correct download.path in params.yaml")
+    newest = max((p.stat().st_mtime for p in (path, *path.rglob("*"))), default=0.0)
+    if copy.exists() and newest > copy.stat().st_mtime:
+        text = f"{path} has changed since it was copied; `dvc repro --force download` copies it again"
+        return Finding("note", "your data", text)
+    return Finding("ok", "your data", f"{path} is there")
+
+
+def _source(subject: str, name: str, file: RemoteFile) -> Finding:
+    if file.path is not None:
+        path = Path(file.path).expanduser()
+        if not path.is_file():
+            return Finding("fail", subject, f"{path}: missing; correct the path in params.yaml, or null to fetch it")
+        if file.checksum is None:
+            return Finding("ok", subject, f"{path}, unchecked")
+        return _checked(subject, path, file.checksum, "correct the path in params.yaml, or set the checksum to null")
+    assert file.checksum is not None  # the configuration sees to it
+    path = cached_path(CACHE, name, file.checksum)
+    if path.exists():
+        return _checked(subject, path, file.checksum, "delete it, and `dvc repro download` fetches it again")
+    reasons = []
+    for url in file.mirrors:
+        if (problem := problem_with(url)) is None:
+            return Finding("ok", subject, f"{url} answers; `dvc repro download` fetches it")
+        reasons.append(f"{url}: {problem}")
+    return Finding("fail", subject, f"no mirror answers ({'; '.join(reasons)}); download it by hand to {path}")
+
+
+def _checked(subject: str, path: Path, checksum: str, remedy: str) -> Finding:
+    try:
+        check_file(path, checksum, remedy)
+    except PipelineError as error:
+        return Finding("fail", subject, str(error))
+    return Finding("ok", subject, f"{path}, intact")
+
+
+def _weights(folder: Path) -> Finding:
+    models = folder / "models"
+    found = sorted(str(path.relative_to(models).with_suffix("")) for path in models.rglob("*.safetensors"))
+    if not found:
+        return Finding(
+            "note", "weights", "nothing trained here yet; `dvc repro` trains, `dvc pull` fetches from a remote"
+        )
+    return Finding("ok", "weights", f"trained: {', '.join(found)}")
+
+
+def _memory(profile: Profile, folder: Path, device: Device | None) -> Finding:
+    needed = max(training_bytes(profile), evaluation_bytes(profile, _largest_image(profile, folder)))
+    if device is not None and device.accelerator == "cuda":
+        import torch
+
+        available, where = torch.cuda.mem_get_info()[0], "of GPU memory"
+    else:
+        import psutil
+
+        available, where = psutil.virtual_memory().available, "of memory"
+    need, free = f"{needed / GIGABYTE:.1f} GB", f"{available / GIGABYTE:.1f} GB {where}"
+    text = f"a step of finetune or evaluate needs up to about {need}, {free} are free"
+    if needed > available:
+        return Finding(
+            "fail",
+            "memory",
+            f"{text}; lower batch_size or crop_size of finetune.training, or evaluate.batch_size, or raise "
+            "accumulate_grad_batches",
+        )
+    return Finding("ok", "memory", text)
+
+
+def training_bytes(profile: Profile) -> int:
+    """Estimate of what a fine-tuning step holds on one device, in bytes: weights with Adam's state, and activations in
+    float32 of its images and of one masked image each. Nothing is computed: tensors have no content.
+    """
+    training, download = profile.finetune.training, profile.download
+    images = training.batch_size // (profile.runtime.num_ranks * training.accumulate_grad_batches)
+    passes = 1.0 + 1.0 / profile.finetune.attention.masked_stride**2
+    side = training.crop_size or (download.image_size if isinstance(download, EmbeddedData) else LARGEST_SIDE)
+    weights, outputs = _network(profile, (side, side))
+    return weights * BYTES_PER_WEIGHT + round(passes * images * sum(outputs) * 4 * COPIES_PER_ACTIVATION)
+
+
+def evaluation_bytes(profile: Profile, size: tuple[int, int]) -> int:
+    """Estimate of what the evaluation of a batch of images of `size` (H, W) holds: weights and the largest layers."""
+    weights, outputs = _network(profile, size)
+    return 4 * (weights + profile.evaluate.batch_size * LAYERS_ALIVE * max(outputs))
+
+
+def _network(profile: Profile, size: tuple[int, int]) -> tuple[int, list[int]]:
+    """Number of weights, and of elements in each layer's output for one image of `size` (H, W)."""
+    import torch
+    from torch._subclasses import FakeTensorMode
+
+    from pipeline.model.fcn8s import FCN8s
+
+    outputs: list[int] = []
+
+    def count(_module: object, _inputs: object, output: object) -> None:
+        outputs.append(output.numel() if isinstance(output, torch.Tensor) else 0)
+
+    with FakeTensorMode():  # not the device "meta", which knows no autocast
+        model = FCN8s(20, **profile.model.model_dump())
+        for module in model.modules():
+            if not list(module.children()):
+                module.register_forward_hook(count)
+        model.segment(model.features(torch.zeros(1, 3, *size)), size)
+    return sum(parameter.numel() for parameter in model.parameters()), outputs
+
+
+def _largest_image(profile: Profile, folder: Path) -> tuple[int, int]:
+    manifest = folder / "data" / "manifest.csv"
+    if manifest.exists():
+        with suppress(PipelineError):  # the stages will say what is wrong with it
+            row = max(read_manifest(manifest), key=lambda row: row.height * row.width)
+            return row.height, row.width
+    side = profile.download.image_size if isinstance(profile.download, EmbeddedData) else LARGEST_SIDE
+    return side, side
+
+
+def _disk(profile: Profile, folder: Path, *, data_is_there: bool) -> Finding:
+    options = profile.download
+    if isinstance(options, EmbeddedData):
+        counts = (options.num_train, options.num_val, options.num_test, 2 * options.num_counterfactual)
+        data = sum(counts) * options.image_size**2 * BYTES_PER_PIXEL
+    elif isinstance(options, Voc2012Data) and not data_is_there:
+        data = VOC2012_BYTES
+    else:
+        data = 0.0
+    # A model per variant and stage, each also in DVC's cache, and one checkpoint with Adam's moments.
+    needed = data + (2 * (2 + len(profile.finetune.variants)) + 3) * 4 * _network(profile, (32, 32))[0]
+    free = shutil.disk_usage(folder.absolute()).free
+    text = f"a run needs about {needed / GIGABYTE:.1f} GB, {free / GIGABYTE:.1f} GB are free"
+    if needed > free:
+        return Finding("fail", "disk", f"{text}; free some space, or `dvc gc --workspace` clears old results")
+    return Finding("ok", "disk", text)
+
+
+def _tracking() -> Finding:
+    uri = tracking_uri()
+    shown = without_credentials(uri)
+    if not uri.startswith("http"):
+        return Finding("ok", "tracking", f"{shown}, no server needed; `gain ui` shows it")
+    if (problem := problem_with(f"{uri.rstrip('/')}/health")) is None:
+        return Finding("ok", "tracking", f"{shown} answers")
+    return Finding("note", "tracking", f"{shown}: {problem}; runs would wait in .tracking until it does")
+
+
+def _remote() -> Finding:
+    try:
+        found = default_remote(Path())
+    except PipelineError as error:
+        return Finding("note", "DVC remote", str(error))
+    if found is None:
+        return Finding("note", "DVC remote", "none; results stay here until `dvc remote add --default NAME URL`")
+    return Finding("ok", "DVC remote", f"{found} answers")
+
+
+def _prefect() -> Finding:
+    url = os.environ.get("PREFECT_API_URL")
+    if not url:
+        return Finding("note", "Prefect", "PREFECT_API_URL is not set; `dvc repro` needs no server")
+    if (problem := problem_with(f"{url.rstrip('/')}/health")) is None:
+        return Finding("ok", "Prefect", f"{without_credentials(url)} answers")
+    return Finding("note", "Prefect", f"{without_credentials(url)}: {problem}; start it, or unset PREFECT_API_URL")

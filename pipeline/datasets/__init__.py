@@ -1,0 +1,1 @@
+"""From somewhere to a folder in VOC layout."""

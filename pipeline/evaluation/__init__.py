@@ -1,0 +1,1 @@
+"""A network over data, and the scores of what it says."""

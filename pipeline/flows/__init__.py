@@ -1,0 +1,1 @@
+"""Prefect: the pipeline as flows, on this machine or on workers."""

@@ -1,0 +1,93 @@
+"""The servers that a run depends on, asked whether they answer; nobody here waits without bound."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
+from urllib.parse import urlsplit
+
+from pipeline.base.addresses import without_credentials
+from pipeline.base.errors import PipelineError
+
+ANSWER_SECONDS = 5.0  # within which a server must answer
+
+
+def problem_with(url: str) -> str | None:
+    """None if the address answers, else why not, in a few words."""
+    import requests
+
+    try:
+        with requests.get(url, timeout=ANSWER_SECONDS, stream=True) as response:
+            return None if response.ok else f"HTTP {response.status_code}"
+    except requests.exceptions.RequestException as error:
+        host = urlsplit(url).netloc.rpartition("@")[2]
+        return f"no answer within {ANSWER_SECONDS:.0f} s" if "timed out" in str(error) else f"{host} cannot be reached"
+
+
+def check_prefect_server() -> None:
+    """The server that PREFECT_API_URL names, if it names one, answers.
+
+    Raises:
+        PipelineError: it does not.
+    """
+    url = os.environ.get("PREFECT_API_URL", "")
+    if url and (problem := problem_with(f"{url.rstrip('/')}/health")):
+        raise PipelineError(
+            f"the Prefect server at {without_credentials(url)}: {problem}; start it, or unset PREFECT_API_URL"
+        )
+
+
+def default_remote(folder: Path) -> str | None:
+    """Name and place of the default DVC remote of a checkout, which answers; None without a remote.
+
+    Raises:
+        PipelineError: it does not answer within twice `ANSWER_SECONDS`, or its settings are wrong.
+    """
+
+    def ask() -> str | None:
+        # DVC knows how to reach every kind of remote, so it is DVC that asks.
+        from dvc.exceptions import NotDvcRepoError
+        from dvc.repo import Repo
+
+        try:
+            with Repo(str(folder)) as repository:
+                name = repository.config["core"].get("remote")
+                if name is None:
+                    return None
+                odb = repository.cloud.get_remote_odb(name)
+                # A folder is made on the first push; of anything else, an answer is all that can be asked.
+                if odb.fs.protocol == "local" and not Path(odb.path).parents[2].exists():
+                    raise FileNotFoundError(f"{Path(odb.path).parents[2]} is not there")
+                odb.fs.exists(odb.path)
+                return without_credentials(f"{name} ({odb.path})")
+        except NotDvcRepoError:
+            return None
+
+    try:
+        return _within(ask)
+    except Exception as error:  # whatever a storage client raises
+        reason = without_credentials(" ".join(str(error).split()))[:200] or type(error).__name__
+        raise PipelineError(
+            f"the DVC remote does not answer ({reason}); `dvc remote list` shows its address"
+        ) from error
+
+
+def _within(function: Callable[[], str | None]) -> str | None:
+    """The function's result; a thread that does not come back is left behind, and does not keep the process alive."""
+    answers: Queue[str | Exception | None] = Queue()
+
+    def ask() -> None:
+        try:
+            answers.put(function())
+        except Exception as error:
+            answers.put(error)
+
+    Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=2 * ANSWER_SECONDS)
+    except Empty:
+        raise TimeoutError(f"no answer within {2 * ANSWER_SECONDS:.0f} s") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer

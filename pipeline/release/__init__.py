@@ -1,0 +1,1 @@
+"""What becomes of a trained model: registry, promotion, prediction, serving."""

@@ -1,0 +1,80 @@
+"""The model card of a registered version: what it was trained on, how well it does, and what not to use it for."""
+
+from collections.abc import Mapping
+
+from pipeline.base.params import Download, EmbeddedData, Params, Voc2012Data
+
+SHOWN = (
+    ("mean IoU", "mean_iou"),
+    ("pixel accuracy", "pixel_accuracy"),
+    ("class accuracy", "class_accuracy"),
+    ("attention IoU", "attention_iou"),
+    ("energy pointing game", "energy_pointing_game"),
+    ("pointing game", "pointing_game"),
+    ("context bias, overall", "overall"),
+    ("context bias, worst group", "worst_group"),
+)
+
+
+def model_card(
+    params: Params,
+    variant: str,
+    class_names: tuple[str, ...],
+    num_images: Mapping[str, int],
+    intervals: Mapping[str, tuple[float, float, float]],
+) -> str:
+    """Markdown.
+
+    Args:
+        num_images: split to number of images.
+        intervals: score to estimate and the ends of its 95 % bootstrap interval over test images, fractions.
+    """
+    splits = ", ".join(f"{count} {split}" for split, count in num_images.items())
+    lines = [
+        f"# FCN8s with guided attention: {variant}, seed {params.seed}",
+        "",
+        f"Multi-label classes, segmentation and a Grad-CAM map per class, from RGB images of any size. Classes: "
+        f"{', '.join(class_names)}.",
+        "",
+        f"**Data.** {_data(params.profile.download)} Images: {splits}.",
+        "",
+        "**Scores** on the test data, percent, with 95 % bootstrap intervals over its images:",
+        "",
+        "| score | estimate | interval |",
+        "|---|---|---|",
+    ]
+    for title, name in SHOWN:
+        if name in intervals:
+            estimate, low, high = (100 * value for value in intervals[name])
+            lines.append(f"| {title} | {estimate:.1f} | {low:.1f} to {high:.1f} |")
+    lines += [
+        "",
+        f"**Limits.** It knows these {len(class_names)} classes and looks at images like those above; one seed, so "
+        "the intervals do not cover the spread over trainings. Attention shows what raises a class's score, at a "
+        "resolution of 16 pixels; it explains no single pixel and proves no cause. Not for decisions about people.",
+        "",
+        f"**Licence.** {_licence(params.profile.download)}",
+    ]
+    return "\n".join(lines)
+
+
+def _data(download: Download) -> str:
+    if isinstance(download, EmbeddedData):
+        return (
+            f"Drawings of {download.image_size} pixels in which an object stands on its habitual ground with "
+            f"probability {download.context_strength:g}; the counterfactual test sets tear the two apart."
+        )
+    if isinstance(download, Voc2012Data):
+        return f"PASCAL VOC 2012, trained on {download.train_split}, tested on {download.test_split}, void left out."
+    return "A folder of the user's own in VOC layout."
+
+
+def _licence(download: Download) -> str:
+    if isinstance(download, EmbeddedData):
+        return "Drawings and weights: MIT, as the project."
+    if isinstance(download, Voc2012Data):
+        return (
+            "The images of VOC 2012 are from Flickr, and their use is subject to Flickr's terms; PASCAL VOC asks to be "
+            "cited. Check both before you pass the weights on."
+        )
+    return "Of the data: its owner knows. The code is MIT."

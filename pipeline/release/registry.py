@@ -1,0 +1,199 @@
+"""The model registry: versions known by the digest of their weights. MLflow client only, no torch."""
+
+import base64
+import io
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.base.errors import PipelineError
+from pipeline.base.files import digest_file
+from pipeline.tracking.sender import connect, find_run
+from pipeline.tracking.tracker import WEIGHTS_TAG, source_tags
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+CHALLENGER = "challenger"
+CHAMPION = "champion"
+SERVING_REQUIREMENTS = (
+    "mlflow",
+    "torch",
+    "torchvision",
+    "numpy",
+    "pandas",
+    "pillow",
+    "pydantic",
+    "pyyaml",
+    "safetensors",
+)
+TEST_DATA_TAG = "test_data_digest"
+SCORE = "test/"  # before a score's name in MLflow, of a run as of a version
+
+
+def select_variant(metrics: Mapping[str, Mapping[str, Mapping[str, float]]], candidates: list[str], metric: str) -> str:
+    """The candidate with the highest `metric`, the first of equals.
+
+    Args:
+        metrics: variant to group to name to value, as in reports/evaluate/metrics.json.
+
+    Raises:
+        PipelineError: a candidate was not evaluated or lacks the metric.
+    """
+    scores = {}
+    for variant in candidates:
+        values = flat_scores(metrics.get(variant, {}))
+        if metric not in values:
+            known = ", ".join(values) or "nothing; it was not evaluated"
+            raise PipelineError(f"params.yaml: register.metric: {metric!r} is unknown for {variant}, which has {known}")
+        scores[variant] = values[metric]
+    return max(candidates, key=lambda variant: scores[variant])
+
+
+def flat_scores(groups: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Group to score to value, as score to value."""
+    return {name: value for group in groups.values() for name, value in group.items()}
+
+
+def register_model(
+    weights: Path,
+    weights_sha256: str,
+    *,
+    registered_model_name: str,
+    run_name: str,
+    tags: Mapping[str, str],
+    metrics: Mapping[str, float],
+    description: str,
+) -> str:
+    """Make `weights` a model version with the alias challenger; weights registered before keep their version.
+
+    The version hangs on the run that trained the weights, or on a new run if the server does not know it.
+
+    Args:
+        tags, metrics, description: of the version; those of an earlier registration of the same weights are replaced.
+            The description is Markdown.
+
+    Returns:
+        The version number.
+
+    Raises:
+        PipelineError: the tracking server does not answer or refuses.
+    """
+    with registry_errors(registered_model_name):
+        client, experiment_id = connect()
+        versions = client.search_model_versions(f"name = '{registered_model_name}'")
+        version = next((v.version for v in versions if v.tags.get(WEIGHTS_TAG) == weights_sha256), None)
+        if version is None:
+            run_id = find_run(client, experiment_id, weights_sha256)
+            run_id = run_id or client.create_run(experiment_id, run_name=run_name).info.run_id
+            version = _log_version(run_id, weights, registered_model_name)
+        client.update_model_version(registered_model_name, version, description)
+        for name, value in {**source_tags(), **tags, WEIGHTS_TAG: weights_sha256}.items():
+            client.set_model_version_tag(registered_model_name, version, name, value)
+        _log_metrics(client, client.get_model_version(registered_model_name, version), metrics)
+        client.set_registered_model_alias(registered_model_name, CHALLENGER, version)
+    return str(version)
+
+
+def find_runs(weights: Mapping[str, Path]) -> tuple[str, dict[str, str]]:
+    """Id of the experiment, and name to id of the run that made each file of weights; files without a run are left out.
+
+    Raises:
+        PipelineError: the tracking server does not answer or refuses.
+    """
+    with registry_errors("the search for runs"):
+        client, experiment_id = connect()
+        found = {name: find_run(client, experiment_id, digest_file(path)) for name, path in weights.items()}
+    return experiment_id, {name: run_id for name, run_id in found.items() if run_id is not None}
+
+
+def download_weights(registered_model_name: str, alias: str, folder: Path) -> Path:
+    """The safetensors file of the version with `alias`, below `folder`.
+
+    Raises:
+        PipelineError: no version has the alias, or the registry does not answer.
+    """
+    with registry_errors(f"{registered_model_name}@{alias}"):
+        client, _ = connect()
+        from mlflow.artifacts import download_artifacts
+
+        client.get_model_version_by_alias(registered_model_name, alias)
+        place = download_artifacts(artifact_uri=f"models:/{registered_model_name}@{alias}", dst_path=str(folder))
+    return next(Path(place).glob("artifacts/**/*.safetensors"))
+
+
+def version_metrics(client: "MlflowClient", version: Any) -> dict[str, float]:
+    """The newest value of every score of a model version."""
+    newest: dict[str, Any] = {}
+    for metric in client.get_logged_model(_model_id(version)).metrics or []:
+        if metric.key not in newest or metric.timestamp >= newest[metric.key].timestamp:
+            newest[metric.key] = metric
+    return {name.removeprefix(SCORE): metric.value for name, metric in newest.items()}
+
+
+@contextmanager
+def registry_errors(registered_model_name: str) -> Iterator[None]:
+    """Whatever the registry refuses becomes a PipelineError of one line."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise PipelineError(
+            f"the model registry refused {registered_model_name}: {reason}; check MLFLOW_TRACKING_URI"
+        ) from error
+
+
+def _model_id(version: Any) -> str:
+    """Of the logged model behind a version: MLflow's own database keeps it only in the version's source."""
+    return str(version.model_id or version.source.removeprefix("models:/"))
+
+
+def _log_metrics(client: "MlflowClient", version: Any, metrics: Mapping[str, float]) -> None:
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    model_id = _model_id(version)
+    entries = [
+        Metric(f"{SCORE}{name}", value, now, 0, model_id=model_id, run_id=version.run_id)
+        for name, value in metrics.items()
+    ]
+    client.log_batch(version.run_id, metrics=entries)
+
+
+def _log_version(run_id: str, weights: Path, registered_model_name: str) -> str:
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import AnyType
+
+    # Text or nested lists in, a mapping, text and a mapping out: columns of MLflow's AnyType.
+    outputs = Schema([ColSpec(AnyType(), name) for name in ("class_probs", "segmentation", "attention")])
+    params = ParamSchema([ParamSpec("segmentation", DataType.string, "png")])
+    package = Path(__file__).parents[1]
+    with mlflow.start_run(run_id=run_id):
+        info: Any = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(package / "release" / "served_model.py"),
+            artifacts={"weights": str(weights)},
+            code_paths=[str(package)],
+            signature=ModelSignature(Schema([ColSpec(AnyType(), "image")]), outputs, params),
+            input_example=_input_example(),
+            registered_model_name=registered_model_name,
+            pip_requirements=[f"{name}=={metadata.version(name)}" for name in SERVING_REQUIREMENTS],
+        )
+    return str(info.registered_model_version)
+
+
+def _input_example() -> Any:
+    """A request: one grey image of 64 x 48 pixels."""
+    import pandas as pd
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 48), "grey").save(buffer, "PNG")
+    return pd.DataFrame({"image": [base64.b64encode(buffer.getvalue()).decode("ascii")]})

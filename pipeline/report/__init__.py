@@ -1,0 +1,1 @@
+"""What is made of scores: test scores, tables, charts, pictures."""

@@ -1,0 +1,214 @@
+"""The record of a run on its way to MLflow; this half never talks to a server and never imports mlflow.
+
+A `Tracker` appends what happens to a spool on disk. A sender process (sender.py), started first so that importing
+mlflow overlaps with importing torch, reads the spools and sends them. A server that is down, slow or dying costs one
+warning; what was missed waits in its spool for the next run.
+
+    .tracking/NAME/header.json     run name, tags, parameters, data set
+    .tracking/NAME/events.jsonl    one event a line: metrics, image, artifact, tags, describe, finish
+    .tracking/NAME/files/          pictures and artifacts
+    .tracking/NAME/system.jsonl    written by the sender: the machine's use, as events
+    .tracking/NAME/state.json      written by the sender: run id and how many events of either file were sent
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from PIL import Image
+
+from pipeline.base.files import write_json
+
+SPOOLS = Path(".tracking")
+DESCRIPTION_TAG = "mlflow.note.content"
+WEIGHTS_TAG = "weights_sha256"  # names the weights that a run produced; evaluation and registration find it by this
+FINISH_SECONDS = 60.0  # how long a finished stage waits for its sender
+WAITING = f"what was missed waits in {SPOOLS} for the next stage or `gain sync`; CSV and JSON are complete"
+
+
+class Tracking:
+    """The sender process of a stage, as a context manager; open it before the slow imports."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.tracking.sender"], stdin=subprocess.PIPE, text=True
+        )
+
+    def __enter__(self) -> "Tracking":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self._process.communicate(timeout=FINISH_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            print(f"warning: MLflow is slow; {WAITING}", file=sys.stderr, flush=True)
+
+    def send(self, name: str) -> None:
+        """Have the spool `name` sent from now on."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(f"{name}\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            print(f"warning: the MLflow sender has died; {WAITING}", file=sys.stderr, flush=True)
+
+
+class Tracker:
+    """Record of one MLflow run, as a context manager. The spool of an interrupted run goes on where it ended.
+
+    Args:
+        tracking: sends the spool.
+        name: of the spool; equal names are the same run.
+        run_name: as shown in the UI; the name of the DVC experiment, if the run is one, is added.
+        params: nested parameters; logged flat, as "finetune.training.learning_rate".
+        tags: string tags; empty ones are left out.
+        weights_sha256: continue the run that produced these weights instead of starting one; without such a run on
+            the server, one is started.
+        dataset: {"name", "digest", "context"} of the data set, if any.
+    """
+
+    def __init__(
+        self,
+        tracking: Tracking,
+        name: str,
+        *,
+        run_name: str,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+        weights_sha256: str | None = None,
+        dataset: Mapping[str, str] | None = None,
+    ) -> None:
+        self.folder = SPOOLS / name
+        experiment = os.environ.get("DVC_EXP_NAME", "")
+        all_tags = {**source_tags(), DESCRIPTION_TAG: reproduction(), **(tags or {})}
+        header = {
+            "record": self._record_id(),
+            "run_name": f"{run_name}-{experiment}" if experiment else run_name,
+            "params": flatten(params or {}),
+            "tags": {key: value for key, value in all_tags.items() if value},
+            "weights_sha256": weights_sha256,
+            "dataset": dict(dataset) if dataset else None,
+        }
+        (self.folder / "files").mkdir(parents=True, exist_ok=True)
+        # A resumed training repeats the epoch in which it was killed; what was recorded of it stands.
+        self._recorded = {(event["kind"], event.get("key"), event.get("step")) for event in read_events(self.folder)}
+        self._failed = False
+        self._events: IO[str] = (self.folder / "events.jsonl").open("a", encoding="utf-8")
+        write_json(self.folder / "header.json", header)
+        tracking.send(name)
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._record("finish")
+        with suppress(OSError):  # on a full disk, what could not be written has been warned of
+            self._events.close()
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Values of one epoch, or of one test (step 0)."""
+        self._record("metrics", step=step, values=dict(metrics))
+
+    def log_image(self, key: str, image: Image.Image, *, step: int) -> None:
+        """A picture for the UI's image grid; equal keys line up by step and across runs."""
+        buffer = BytesIO()
+        image.save(buffer, "PNG")
+        self._record("image", buffer.getvalue(), key=key, step=step, file=f"{key.replace('/', '_')}_{step:04d}.png")
+
+    def log_artifact(self, path: Path, folder: str = "") -> None:
+        """A file, copied now and sent under the artifact folder."""
+        self._record("artifact", path.read_bytes(), key=f"{folder}/{path.name}", file=path.name, folder=folder)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Tags known only now."""
+        self._record("tags", values=dict(tags))
+
+    def describe(self, result: str) -> None:
+        """Markdown to show at the top of the run, above how to get the same run again."""
+        self._record("describe", result=result)
+
+    def _record_id(self) -> str:
+        """Of the run, from the day that its spool was made."""
+        path = self.folder / "header.json"
+        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return str(before.get("record") or uuid.uuid4().hex)
+
+    def _record(self, kind: str, content: bytes | None = None, **event: Any) -> None:
+        identity = (kind, event.get("key"), event.get("step"))
+        if self._failed or (kind in ("metrics", "image") and identity in self._recorded):
+            return
+        self._recorded.add(identity)
+        try:
+            if content is not None:
+                (self.folder / "files" / event["file"]).write_bytes(content)
+            self._events.write(json.dumps({"kind": kind, "time": int(time.time() * 1000), **event}) + "\n")
+            self._events.flush()
+        except OSError as error:
+            self._failed = True
+            print(f"warning: {self.folder}: {error}; this run is no longer tracked", file=sys.stderr, flush=True)
+
+
+def read_events(folder: Path) -> list[dict[str, Any]]:
+    """Events of a spool, in order. A line cut short by kill -9 is removed from the file."""
+    path = folder / "events.jsonl"
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    complete = text[: text.rfind("\n") + 1]
+    if complete != text:
+        path.write_text(complete, encoding="utf-8")
+    return [json.loads(line) for line in complete.splitlines()]
+
+
+def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """{"a": {"b": 1}} to {"a.b": "1"}."""
+    flat: dict[str, str] = {}
+    for key, value in params.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: str(value)}
+    return flat
+
+
+def reproduction() -> str:
+    """Markdown: the commands that make this run again, as far as a commit or a DVC experiment records it."""
+    commit, experiment = _commit(), os.environ.get("DVC_EXP_NAME", "")
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD"], capture_output=True, check=False).returncode != 0
+    if not commit:
+        return "Made outside Git: `dvc repro` in the folder that it was made in reproduces it."
+    if experiment:
+        return f"Reproduce: `git checkout {commit[:12]} && dvc exp apply {experiment} && dvc repro`"
+    text = f"Reproduce: `git checkout {commit[:12]} && dvc repro`"
+    return f"{text}, with the changes that were not committed then" if changed else text
+
+
+def source_tags() -> dict[str, str]:
+    """Where a run comes from: commit, DVC experiment, Prefect flow run; only what is known."""
+    tags = {
+        "mlflow.source.git.commit": _commit(),
+        "mlflow.source.type": "PROJECT",
+        "mlflow.source.name": Path.cwd().name,
+        "dvc_experiment": os.environ.get("DVC_EXP_NAME", ""),
+        "prefect_flow_run": os.environ.get("PREFECT__FLOW_RUN_ID", ""),
+    }
+    return {name: value for name, value in tags.items() if value}
+
+
+def _commit() -> str:
+    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return git.stdout.strip()

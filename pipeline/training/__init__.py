@@ -1,0 +1,1 @@
+"""The loop, its state, its devices and its checkpoints."""

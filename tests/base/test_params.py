@@ -1,0 +1,386 @@
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from pipeline.base.params import load_params
+
+COMMITTED = Path(__file__).parents[2] / "params.yaml"
+DOCUMENT = yaml.safe_load(COMMITTED.read_text(encoding="utf-8"))
+ABSENT = object()
+# Mappings whose keys are no fields, or of which one is enough.
+FREE_FORM = ("learning_rate_scales", "variants", "pixel_labels", "not_below")
+
+
+def written(folder: Path, changes: dict[str, Any], profile: str = "embedded") -> Path:
+    """The committed parameters, with one profile, after setting (or taking away) values by their dotted keys."""
+    document = json.loads(json.dumps({**DOCUMENT, "profile": profile}))  # a copy in which profiles share no list
+    document["profiles"] = {profile: document["profiles"][profile]}
+    for dotted, value in changes.items():
+        *parents, key = dotted.split(".")
+        place = document
+        for parent in parents:
+            place = place[parent]
+        if value is ABSENT:
+            del place[key]
+        else:
+            place[key] = value
+    path = folder / "params.yaml"
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+    return path
+
+
+def field_keys(section: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in section.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, dict) and name not in FREE_FORM:
+            yield from field_keys(value, f"{prefix}{name}.")
+
+
+@pytest.mark.parametrize("profile", list(DOCUMENT["profiles"]))
+def test_every_committed_profile_loads_with_the_values_of_the_file(tmp_path, profile):
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump({**DOCUMENT, "profile": profile}), encoding="utf-8")
+    params = load_params(path)
+    assert (params.profile_name, params.seed) == (profile, DOCUMENT["seed"])
+    assert (
+        json.loads(params.profile.model_dump_json(by_alias=True, exclude_unset=True)) == DOCUMENT["profiles"][profile]
+    )
+
+
+def test_committed_file_loads_as_it_is():
+    assert load_params(COMMITTED).profile_name == DOCUMENT["profile"]
+
+
+def test_parameters_cannot_be_changed_after_loading():
+    params = load_params(COMMITTED)
+    with pytest.raises(ValidationError, match="frozen"):
+        params.profile.pretrain.learning_rate = 1.0
+
+
+@pytest.mark.parametrize("key", list(field_keys(DOCUMENT["profiles"]["embedded"])))
+def test_missing_key_is_named_in_full(tmp_path, refused, key):
+    path = written(tmp_path, {f"profiles.embedded.{key}": ABSENT})
+    assert refused(load_params, path) == f"{path}: profiles.embedded.{key}: is missing"
+
+
+@pytest.mark.parametrize(
+    ("parent", "unknown", "hint"),
+    [
+        ("", "sed", "did you mean 'seed'?"),
+        ("", "zzz", "known keys: profile, seed, profiles"),
+        ("profiles.embedded", "modle", "did you mean 'model'?"),
+        ("profiles.embedded", "registre", "did you mean 'register'?"),
+        ("profiles.embedded.pretrain", "lerning_rate", "did you mean 'learning_rate'?"),
+        ("profiles.embedded.finetune", "variant", "did you mean 'variants'?"),
+        ("profiles.embedded.finetune.training", "warmup_fracton", "did you mean 'warmup_fraction'?"),
+        ("profiles.embedded.finetune.attention", "mask_treshold", "did you mean 'mask_threshold'?"),
+        ("profiles.embedded.runtime", "zzz", "known keys: device, precision, devices, num_nodes, strategy, compile"),
+    ],
+)
+def test_unknown_key_is_named_with_a_hint(tmp_path, refused, parent, unknown, hint):
+    path = written(tmp_path, {f"{parent}.{unknown}".lstrip("."): 1.0})
+    location = f"{path}: {parent}: " if parent else f"{path}: "
+    assert refused(load_params, path) == f"{location}unknown key {unknown!r}; {hint}"
+
+
+@pytest.mark.parametrize(
+    ("key", "misspelt"),
+    [("model", "modle"), ("pretrain.learning_rate", "lerning_rate"), ("finetune.attention.mask_slope", "mask_slop")],
+)
+def test_misspelt_key_in_place_of_the_right_one_is_named_with_a_hint(tmp_path, refused, key, misspelt):
+    parent, _, right = f"profiles.embedded.{key}".rpartition(".")
+    value = DOCUMENT["profiles"]["embedded"]
+    for part in key.split("."):
+        value = value[part]
+    path = written(tmp_path, {f"{parent}.{right}": ABSENT, f"{parent}.{misspelt}": value})
+    message = refused(load_params, path)
+    assert message.startswith(f"{path}: {parent}: unknown key {misspelt!r}; did you mean {right!r}?")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("seed", -1, "greater than or equal to 0, got -1"),
+        ("seed", 2**31, "less than 2147483648"),
+        ("seed", "0", "valid integer, got '0'"),
+        ("seed", 1.5, "valid integer, got 1.5"),
+        ("seed", True, "valid integer, got True"),
+        ("profiles.embedded.runtime.device", "gpu", "'auto', 'cpu', 'cuda' or 'mps', got 'gpu'"),
+        ("profiles.embedded.resources.num_workers", -1, "greater than or equal to 0, got -1"),
+        ("profiles.embedded.download.image_size", 16, "greater than or equal to 32, got 16"),
+        ("profiles.embedded.download.num_train", 0, "greater than or equal to 1, got 0"),
+        ("profiles.embedded.download.num_train", 12.0, "valid integer, got 12.0"),
+        ("profiles.embedded.download.jpeg_quality", 101, "less than or equal to 100, got 101"),
+        ("profiles.embedded.finetune.attention.pixel_labels.fraction", 1.1, "less than or equal to 1, got 1.1"),
+        ("profiles.embedded.model.width", 0, "greater than 0, got 0"),
+        ("profiles.embedded.model.padding", 2, "1 or 100, got 2"),
+        ("profiles.embedded.model.batch_norm", "yes", "valid boolean, got 'yes'"),
+        ("profiles.embedded.model.dropout", 1.0, "less than 1, got 1.0"),
+        ("profiles.embedded.pretrain", None, "valid dictionary or instance of Pretrain, got None"),
+        ("profiles.embedded.pretrain", [1], "valid dictionary or instance of Pretrain, got [1]"),
+        ("profiles.embedded.pretrain.learning_rate", 0.0, "greater than 0, got 0.0"),
+        ("profiles.embedded.pretrain.learning_rate", float("nan"), "got nan"),
+        ("profiles.embedded.pretrain.weight_decay", -0.1, "greater than or equal to 0, got -0.1"),
+        ("profiles.embedded.pretrain.select", "first", "'best' or 'last', got 'first'"),
+        ("profiles.embedded.finetune.training.batch_size", 0, "greater than or equal to 1, got 0"),
+        ("profiles.embedded.finetune.attention.mask_threshold", 1.5, "less than or equal to 1, got 1.5"),
+        ("profiles.embedded.model.attention_layer", "pool4", "'conv5_3' or 'pool5', got 'pool4'"),
+        ("profiles.embedded.finetune.attention.trunk_gradient", 1.1, "less than or equal to 1, got 1.1"),
+        ("profiles.embedded.finetune.attention.trunk_gradient", -0.1, "greater than or equal to 0, got -0.1"),
+        ("profiles.embedded.finetune.attention.am_grad", "both", "'shared' or 'attention_only', got 'both'"),
+        ("profiles.embedded.finetune.attention.guidance", "points", "'shuffled_masks', got 'points'"),
+        ("profiles.embedded.finetune.attention.guidance_resolution", "pixel", "'grid' or 'image', got 'pixel'"),
+        ("profiles.embedded.finetune.attention.guidance_reduction", "max", "'mean' or 'sum', got 'max'"),
+        ("profiles.embedded.finetune.attention.guidance_sharpness", 0.0, "greater than 0, got 0.0"),
+        ("profiles.embedded.finetune.variants.gain.loss_weights.segmentation", -1.0, "or equal to 0, got -1.0"),
+        ("profiles.embedded.evaluate.panel_scale", 9, "less than or equal to 8, got 9"),
+        ("profiles.embedded.register.registered_model_name", "a b", "should match pattern"),
+    ],
+)
+def test_value_out_of_range_or_of_the_wrong_type_is_named(tmp_path, refused, key, value, problem):
+    path = written(tmp_path, {key: value})
+    message = refused(load_params, path)
+    assert message.startswith(f"{path}: {key}: ")
+    assert problem in message
+
+
+@pytest.mark.parametrize("key", ["pretrain.learning_rate", "finetune.variants.gain.loss_weights.segmentation"])
+def test_infinity_is_refused(tmp_path, refused, key):
+    path = written(tmp_path, {f"profiles.embedded.{key}": float("inf")})
+    assert refused(load_params, path).startswith(f"{path}: profiles.embedded.{key}: ")
+
+
+def test_number_that_yaml_reads_as_text_gets_a_hint(tmp_path, refused):
+    path = written(tmp_path, {"profiles.embedded.pretrain.learning_rate": "1e-3"})
+    assert "learning_rate: 1e-3\n" in path.read_text()
+    message = refused(load_params, path)
+    assert message.startswith(f"{path}: profiles.embedded.pretrain.learning_rate: ")
+    assert message.endswith("got '1e-3' (YAML reads 1e-3 as text: write 1.0e-3)")
+
+
+def test_dotted_number_with_an_exponent_is_a_number(tmp_path):
+    path = written(tmp_path, {"profiles.embedded.pretrain.learning_rate": 1.0e-3})
+    assert load_params(path).profile.pretrain.learning_rate == 0.001
+
+
+def test_further_problems_are_counted(tmp_path, refused):
+    path = written(tmp_path, {"profiles.embedded.model.width": 0, "profiles.embedded.model.padding": 2})
+    assert refused(load_params, path).endswith("(and 1 more)")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("register.candidates", ["gian", "gain"], "register.candidates must name variants of finetune"),
+        ("register.candidates", [], "register.candidates must name variants of finetune"),
+        ("promote.better", [], "better must name at least one score"),
+        ("promote.not_below", {"mean_iou": -0.1}, "greater than or equal to 0"),
+        ("classify.frozen", ["decoder"], "classify: classify trains the classifier on the frozen trunk"),
+        ("classify.frozen", ["trunk", "classifier"], "classify: classify trains the classifier on the frozen trunk"),
+        ("download.object_scale", [0.5, 0.25], "download: object_scale must be 0 < low <= high <= 1, got [0.5, 0.25]"),
+        ("download.object_scale", [0.0, 0.5], "download: object_scale must be 0 < low <= high <= 1, got [0.0, 0.5]"),
+        ("download.object_scale", [0.5, 1.5], "download: object_scale must be 0 < low <= high <= 1, got [0.5, 1.5]"),
+        ("download.object_scale", [0.5], "download.object_scale"),
+        ("download.object_scale", ["0.2", 0.5], "download.object_scale"),
+        ("classify.frozen", ["trunc"], "classify.frozen.0: Input should be 'trunk', 'decoder' or 'classifier'"),
+        ("pretrain.learning_rate_scales", {"trunkk": 1.0}, "pretrain.learning_rate_scales.trunkk"),
+    ],
+)
+def test_values_that_do_not_fit_together_are_refused(tmp_path, refused, key, value, message):
+    path = written(tmp_path, {f"profiles.embedded.{key}": value})
+    refusal = refused(load_params, path)
+    assert refusal.startswith(f"{path}: profiles.embedded")
+    assert message in refusal
+
+
+def test_unknown_candidate_is_told_the_variants(tmp_path, refused):
+    path = written(tmp_path, {"profiles.embedded.register.candidates": ["gian", "gain"]})
+    assert refused(load_params, path).endswith("(control, gain, gain_ext), got ['gian']")
+
+
+def test_unknown_loss_is_named_with_the_known_ones(tmp_path, refused):
+    path = written(tmp_path, {"profiles.embedded.finetune.variants.gain.loss_weights": {"segmentaton": 1.0}})
+    message = refused(load_params, path)
+    assert message.startswith(f"{path}: profiles.embedded.finetune.variants.gain.loss_weights.segmentaton")
+    for loss in ("segmentation", "classification", "attention_mining", "external_supervision"):
+        assert repr(loss) in message
+
+
+# ---- sources of data and weights -------------------------------------------------------------------------------------
+
+FILE = {"path": "/data/weights.pth", "mirrors": [], "checksum": None}
+FOLDER = {"source": "folder", "path": "/data/mine", "ignore_index": 255}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("download.source", "voc2013", "download.source: must be one of embedded, voc2012, folder, got 'voc2013'"),
+        ("download.source", ABSENT, "download.source: is missing"),
+        ("download.archiv", {}, "download: unknown key 'archiv'; did you mean 'archive'?"),
+        ("download.archive.mirors", [], "download.archive: unknown key 'mirors'; did you mean 'mirrors'?"),
+        ("download.archive", {"path": None, "mirrors": [], "checksum": None}, "name the path of the file, or mirrors"),
+        ("download.archive.checksum", None, "a file that is fetched needs a checksum"),
+        ("download.archive.checksum", "md5:12", "download.archive.checksum: String should match pattern"),
+        ("download.train_split", "trainval", "download.train_split: Input should be 'train' or 'trainaug'"),
+        ("download.num_val", 7, "num_val is the number of training images that validate"),
+        ("download.test_split", "val", "num_val is the number of training images that validate"),
+        ("pretrain.weights.source", "random", "file says where imported weights come from"),
+        ("pretrain.weights.file", None, "file says where imported weights come from"),
+        ("pretrain.weights.source", "imagenet", "num_epochs is 0, but weights of source 'imagenet' cannot segment yet"),
+        ("pretrain.num_epochs", -1, "greater than or equal to 0, got -1"),
+        ("classify.num_epochs", 0, "greater than or equal to 1, got 0"),
+        ("classify.scale", [2.0, 1.0], "scale must be low <= high, got [2.0, 1.0]"),
+        ("classify.crop_size", None, "scale changes the size of images: a batch of them needs a crop_size"),
+    ],
+)
+def test_sources_that_make_no_sense_are_refused(tmp_path, refused, key, value, message):
+    path = written(tmp_path, {f"profiles.voc2012.{key}": value}, "voc2012")
+    refusal = refused(load_params, path)
+    assert refusal.startswith(f"{path}: profiles.voc2012")
+    assert message in refusal
+
+
+def test_trainaug_needs_the_archive_of_sbd(tmp_path, refused):
+    changes = {"profiles.voc2012.download.train_split": "trainaug", "profiles.voc2012.download.sbd": None}
+    assert "trainaug needs the archive of SBD" in refused(load_params, written(tmp_path, changes, "voc2012"))
+
+
+def test_folder_of_ones_own_is_a_source(tmp_path, refused):
+    profile = load_params(written(tmp_path, {"profiles.embedded.download": FOLDER})).profile
+    assert profile.download.source == "folder"
+    bad = {"profiles.embedded.download": {**FOLDER, "ignore_index": 0}}
+    assert "download.ignore_index: Input should be greater than or equal to 1" in refused(
+        load_params, written(tmp_path, bad)
+    )
+
+
+def test_weights_that_saw_the_test_images_are_doubted(tmp_path):
+    seen = {"profiles.voc2012.download.test_split": "val", "profiles.voc2012.download.num_val": 100}
+    fair = {**seen, "profiles.voc2012.pretrain.num_epochs": 5, "profiles.voc2012.pretrain.weights.source": "imagenet"}
+    assert load_params(written(tmp_path, {}, "voc2012")).profile.doubts == []
+    assert load_params(written(tmp_path, fair, "voc2012")).profile.doubts == []
+    (doubt,) = load_params(written(tmp_path, seen, "voc2012")).profile.doubts
+    assert "saw SBD-train" in doubt
+
+
+# ---- variants --------------------------------------------------------------------------------------------------------
+
+ATTENTION = "profiles.embedded.finetune.attention"
+OVERRIDES = "profiles.embedded.finetune.variants.gain.attention"
+
+
+def test_variant_differs_in_what_it_says_and_in_nothing_else(tmp_path):
+    overrides = {"am_grad": "attention_only", "trunk_gradient": 0.125, "pixel_labels": {"count": 7}}
+    finetune = load_params(written(tmp_path, {OVERRIDES: overrides})).profile.finetune
+    shared, gain = finetune.attention.model_dump(), finetune.attention_of("gain").model_dump()
+    assert gain == {**shared, **overrides, "pixel_labels": {"count": 7, "fraction": None}}
+    assert (shared["am_grad"], shared["pixel_labels"]["count"]) == ("shared", None)
+    for variant in ("control", "gain_ext"):
+        assert finetune.attention_of(variant) == finetune.attention
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("mask_treshold", 0.5, "unknown key 'mask_treshold'; did you mean 'mask_threshold'?"),
+        ("guidence", "boxes", "unknown key 'guidence'; did you mean 'guidance'?"),
+        ("zzz", 1, "unknown key 'zzz'; known keys: mask_threshold, mask_slope, "),
+        ("mask_threshold", 1.5, "Input should be less than or equal to 1"),
+        ("am_grad", "both", "Input should be 'shared' or 'attention_only'"),
+        ("pixel_labels", {"count": 5, "fraction": 0.5}, "name either count (images) or fraction"),
+        ("pixel_labels", {}, "name either count (images) or fraction"),
+    ],
+)
+def test_bad_override_is_named_with_its_variant(tmp_path, refused, key, value, problem):
+    path = written(tmp_path, {OVERRIDES: {key: value}})
+    message = refused(load_params, path)
+    assert message.startswith(f"{path}: profiles.embedded.finetune: variants.gain.attention.{key}: {problem}")
+
+
+def test_unknown_key_of_a_variant_is_named_with_a_hint(tmp_path, refused):
+    path = written(tmp_path, {"profiles.embedded.finetune.variants.gain.atention": {}})
+    message = refused(load_params, path)
+    assert message.startswith(f"{path}: profiles.embedded.finetune.variants.gain: unknown key 'atention'; ")
+
+
+@pytest.mark.parametrize("labels", [{}, {"count": 5, "fraction": 0.5}, {"count": None, "fraction": None}])
+def test_pixel_labels_are_a_count_or_a_fraction(tmp_path, refused, labels):
+    path = written(tmp_path, {f"{ATTENTION}.pixel_labels": labels})
+    assert refused(load_params, path).startswith(f"{path}: {ATTENTION}.pixel_labels: name either count (images) or ")
+
+
+@pytest.mark.parametrize("labels", [{"count": 0}, {"count": 200}, {"fraction": 0.0}, {"fraction": 1.0}])
+def test_one_of_count_and_fraction_is_enough(tmp_path, labels):
+    attention = load_params(written(tmp_path, {f"{ATTENTION}.pixel_labels": labels})).profile.finetune.attention
+    assert attention.pixel_labels.model_dump(exclude_none=True) == labels
+
+
+# ---- profile and seed from elsewhere ---------------------------------------------------------------------------------
+
+
+def test_profile_and_seed_may_be_others_than_those_of_the_file(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump({**DOCUMENT, "profile": "embedded", "seed": 3}), encoding="utf-8")
+    assert [load_params(path).profile_name, load_params(path).seed] == ["embedded", 3]
+    other = load_params(path, profile="smoke", seed=0)
+    assert (other.profile_name, other.seed) == ("smoke", 0)
+    assert other.profile.download.num_train == DOCUMENT["profiles"]["smoke"]["download"]["num_train"]
+    assert load_params(path, seed=5).profile_name == "embedded"
+    assert load_params(path, profile="smoke").seed == 3
+
+
+def test_profile_and_seed_from_elsewhere_are_checked_too(tmp_path, refused):
+    path = written(tmp_path, {})
+    message = f"{path}: profile: 'smok' is not under profiles; choose one of: embedded"
+    assert refused(load_params, path, profile="smok") == message
+    assert refused(load_params, path, seed=-1).startswith(f"{path}: seed: Input should be greater than or equal to 0")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"profile": "embeded"}, "profile: 'embeded' is not under profiles; choose one of: embedded"),
+        ({"profile": None}, "profile: None is not under profiles; choose one of: embedded"),
+        ({"profile": ABSENT}, "profile is missing"),
+        ({"profiles": ABSENT}, "profiles is missing"),
+        ({"profiles": ["embedded"]}, "profile: 'embedded' is not under profiles; choose one of: none"),
+        ({"profiles.embedded": None}, "profiles.embedded: Input should be a valid dictionary"),
+        ({"seed": ABSENT}, "seed is missing"),
+        ({"profile": ["embedded"]}, "profile: ['embedded'] is not under profiles"),
+        ({"profiles": {1: {}}}, "profile: 'embedded' is not under profiles; choose one of: 1"),
+    ],
+)
+def test_bad_top_level_is_refused(tmp_path, refused, changes, message):
+    path = written(tmp_path, changes)
+    assert refused(load_params, path).startswith(f"{path}: {message}")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "expected a mapping with profile, seed and profiles at the top"),
+        (b"- a\n", "expected a mapping with profile, seed and profiles at the top"),
+        (b"seed: [1\nb: }\n", "not valid YAML: "),
+        (b"profiles:\n\t- b\n", "not valid YAML: "),
+        (b"profile: \xff\n", "not valid YAML: "),
+        (b"seed: 0\nprofile: a\nprofiles: {}\n", "profile: 'a' is not under profiles"),
+        (b"1: 2\nsede: 0\n", "unknown key"),
+        (b"1: 2\n", "unknown key"),
+    ],
+)
+def test_file_that_is_no_parameter_file_is_refused(tmp_path, refused, content, problem):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+    assert refused(load_params, path).startswith(f"{path}: {problem}")
+
+
+def test_missing_file_says_where_to_run(tmp_path, refused):
+    path = tmp_path / "params.yaml"
+    message = refused(load_params, path)
+    assert message == f"{path}: not found; run from the repository root, where params.yaml lies"

@@ -1,0 +1,107 @@
+"""The stages of dvc.yaml as a flow sees them, and clones for runs with other parameters."""
+
+import shutil
+
+import pytest
+import yaml
+from checkouts import checkout, dvc, git, git_checkout, set_params
+
+from pipeline.flows.experiments import discard, prepare_experiment
+from pipeline.flows.flows import dag
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    return git_checkout(tmp_path_factory.mktemp("dag") / "repo")
+
+
+def rewrite(folder, stage, **meta):
+    path = folder / "dvc.yaml"
+    content = yaml.safe_load(path.read_text())
+    content["stages"][stage]["meta"] = meta
+    path.write_text(yaml.safe_dump(content))
+
+
+def test_stages_come_after_what_they_depend_on_with_their_retries(repository):
+    stages = {stage.name: stage for stage in dag.plan(repository)}
+    names = list(stages)
+    assert len(names) == 9
+    for before, after in [("download", "prepare"), ("pretrain", "classify"), ("finetune@gain", "evaluate")]:
+        assert names.index(before) < names.index(after)
+    assert (stages["download"].retries, stages["download"].retry_on) == (2, "any")
+    assert (stages["finetune@gain"].retries, stages["finetune@gain"].retry_on) == (1, "killed")
+    assert stages["register"].retries == 0
+
+
+def test_targets_bring_what_they_depend_on(repository):
+    assert [stage.name for stage in dag.plan(repository, ["prepare"])] == ["download", "prepare"]
+    assert {stage.name for stage in dag.plan(repository, ["finetune"])} >= {"finetune@control", "finetune@gain_ext"}
+    assert "finetune@gain" not in {stage.name for stage in dag.plan(repository, ["finetune@control"])}
+
+
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        ({"retrys": 1}, "unknown key 'retrys'"),
+        ({"retries": -1}, "retries is a count"),
+        ({"retry_on": "never"}, "retry_on must be one of killed, any"),
+    ],
+)
+def test_wrong_meta_is_one_line(tmp_path, refused, meta, message):
+    folder = checkout(tmp_path / "repo")
+    assert dvc(folder, "init", "--no-scm").returncode == 0
+    rewrite(folder, "prepare", **meta)
+    assert message in refused(dag.plan, folder)
+
+
+def test_no_repository_is_one_line(tmp_path, refused):
+    assert "no DVC repository" in refused(dag.plan, tmp_path)
+    assert "no stage 'zzz'" in refused(dag.plan, git_checkout(tmp_path / "repo"), ["zzz"])
+
+
+def test_clone_has_uncommitted_changes_and_overrides_and_leaves_the_checkout_alone(tmp_path):
+    folder = git_checkout(tmp_path / "repo")
+    set_params(folder, {".pretrain.num_epochs": 7})
+    (folder / "prefect.yaml").unlink()
+    before = git(folder, "status", "--short"), (folder / "params.yaml").read_bytes()
+    first = prepare_experiment(folder, ["seed=3"], "three")
+    assert (first.name, first.params.seed, first.params.profile.pretrain.num_epochs) == ("three", 3, 7)
+    assert not (first.folder / "prefect.yaml").exists()
+    assert (git(folder, "status", "--short"), (folder / "params.yaml").read_bytes()) == before
+    assert git(folder, "stash", "list") == ""
+    again, other = prepare_experiment(folder, ["seed=3"]), prepare_experiment(folder, ["seed=4"])
+    assert again.folder == first.folder != other.folder
+    assert dag.cache_folder(first.folder) == dag.cache_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sed=3", "no such key"),
+        ("seed=-3", "seed: Input should be greater"),
+        ("seed", "write KEY=VALUE"),
+        ("profile=smok", "'smok' is not under profiles"),
+        ("profiles.study.pretrain.num_epochs=1", "the chosen profile is smoke"),
+        ("profiles.smoke.pretrain.num_epochs=x", "should be a valid integer"),
+    ],
+)
+def test_refused_overrides_leave_no_clone(repository, refused, override, message):
+    assert message in refused(prepare_experiment, repository, [override])
+    assert not list((repository / ".runs").iterdir())
+
+
+def test_without_git_other_parameters_are_refused(tmp_path, refused):
+    folder = checkout(tmp_path / "repo")
+    assert "need a Git checkout with a commit" in refused(prepare_experiment, folder, ["seed=3"])
+
+
+def test_clone_with_a_record_that_waits_is_kept(tmp_path):
+    folder = git_checkout(tmp_path / "repo")
+    experiment = prepare_experiment(folder, ["seed=3"])
+    waiting = experiment.folder / ".tracking" / "gain-1"
+    waiting.mkdir(parents=True)
+    (waiting / "events.jsonl").write_text("{}\n")
+    assert not discard(experiment)
+    shutil.rmtree(waiting)
+    assert discard(experiment)
+    assert not experiment.folder.exists()

@@ -1,0 +1,216 @@
+"""The registered model behind `mlflow models serve`, asked as a client asks; `gain predict` and `gain export`."""
+
+import base64
+import io
+import json
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import requests
+import torch
+from checkouts import PATIENCE, environment, gain, one_line, python
+from PIL import Image
+from servers import answers, free_port, running
+
+from pipeline.base.files import digest_file
+from pipeline.model.fcn8s import FCN8s
+from pipeline.model.weights import save_weights
+
+NAMES = ("cat", "dog", "cow")
+
+REGISTER = """
+from pathlib import Path
+from pipeline.release.registry import register_model
+print(register_model(Path("w.safetensors"), "{digest}", registered_model_name="fcn8s-gain", run_name="tiny",
+    tags={{"variant": "gain"}}, metrics={{"mean_iou": 0.5}}, description="# Card"))
+"""
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory) -> Path:
+    """A folder with params.yaml and a registry in which a tiny network is the challenger."""
+    from checkouts import checkout
+
+    folder = checkout(tmp_path_factory.mktemp("serving") / "repo")
+    torch.manual_seed(0)
+    model = FCN8s(3, width=0.0625, fc_channels=8, head_channels=8, batch_norm=True, dropout=0.0)
+    model.classifier.score.bias.data = torch.tensor([20.0, -20.0, 20.0])
+    save_weights(folder / "w.safetensors", model, NAMES)
+    result = python(folder, "-c", REGISTER.format(digest=digest_file(folder / "w.safetensors")))
+    assert result.returncode == 0, result.stderr
+    assert "Warning" not in result.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(registry, tmp_path_factory) -> Iterator[str]:
+    """`mlflow models serve` where all packages are installed but the project is not, and no checkout is at hand."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(elsewhere / "venv")], check=True)
+    (packages,) = (elsewhere / "venv/lib").glob("*/site-packages")
+    # A folder named in a .pth file is searched, but the .pth files in it, such as the project's, are not read.
+    (packages / "packages.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    python_here = elsewhere / "venv/bin/python"
+    uvicorn = elsewhere / "venv/bin/uvicorn"
+    uvicorn.write_text(f"#!{python_here}\nimport uvicorn\n\nuvicorn.main()\n")
+    uvicorn.chmod(0o755)
+    env = environment(elsewhere) | {"MLFLOW_TRACKING_URI": f"sqlite:///{registry}/mlflow.db"}
+    env["PATH"] = f"{uvicorn.parent}:{env['PATH']}"
+    del env["PYTHONPATH"]
+    installed = subprocess.run([python_here, "-c", "import pipeline"], cwd=elsewhere, env=env, capture_output=True)
+    assert b"No module named 'pipeline'" in installed.stderr
+    port = free_port()
+    command = [python_here, "-m", "mlflow", "models", "serve", "--model-uri", "models:/fcn8s-gain@challenger"]
+    command += ["--env-manager", "local", "--port", str(port)]
+    url = f"http://127.0.0.1:{port}"
+    with running(command, f"{url}/ping", elsewhere / "log", cwd=elsewhere, env=env) as process:
+        assert {connection.laddr.ip for connection in listening(process.pid)} == {"127.0.0.1"}
+        yield url
+
+
+def listening(pid: int) -> list[Any]:
+    """Sockets on which a process and its children wait for connections."""
+    family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    return [found for member in family for found in member.net_connections("inet") if found.status == "LISTEN"]
+
+
+def ask(url: str, images: list[object], **params: object) -> requests.Response:
+    body = {"dataframe_split": {"columns": ["image"], "data": [[image] for image in images]}, "params": params}
+    return requests.post(f"{url}/invocations", json=body, timeout=PATIENCE)
+
+
+def file_of(pixels: np.ndarray, kind: str = "PNG") -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def picture(text: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(text)))
+
+
+def test_images_of_any_kind_and_size_get_their_three_answers(server):
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
+    response = ask(server, [file_of(pixels), pixels.tolist(), file_of(np.zeros((200, 10, 3), np.uint8), "JPEG")])
+    assert response.status_code == 200, response.text
+    first, same, other = response.json()["predictions"]
+    assert first == same
+    assert set(first["class_probs"]) == set(NAMES)
+    assert set(first["attention"]) == {"cat", "cow"}
+    segmentation = picture(first["segmentation"])
+    assert (segmentation.mode, segmentation.size) == ("P", (53, 37))
+    assert {picture(attention).size for attention in first["attention"].values()} == {(53, 37)}
+    assert picture(other["segmentation"]).size == (10, 200)
+
+
+def test_segmentation_as_run_lengths_is_the_one_of_the_png(server):
+    image = file_of(np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8))
+    expected = np.asarray(picture(ask(server, [image]).json()["predictions"][0]["segmentation"]))
+    response = ask(server, [image], segmentation="run_length")
+    assert response.status_code == 200, response.text
+    found = response.json()["predictions"][0]["segmentation"]
+    assert {name: sum(mask["counts"][1::2]) for name, mask in found.items()} == {
+        name: int((expected == value).sum()) for value, name in enumerate(NAMES, start=1) if (expected == value).any()
+    }
+    refused = ask(server, [image], segmentation="polygons")
+    assert refused.status_code == 400
+    assert "'polygons'; choose one of png, run_length" in refused.json()["message"]
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (["no image"], "image 0: not base64"),
+        ([base64.b64encode(b"text").decode()], "image 0: no readable PNG or JPEG"),
+        ([[[1, 2]]], "image 0: neither base64 text nor numbers"),
+        ([file_of(np.zeros((2, 2, 3), np.uint8)), 7], "image 1: neither base64 text"),
+        ([[[[0, 0, 0]]]] * 17, "1 to 16 images"),
+    ],
+)
+def test_malformed_requests_get_400_with_a_reason_and_the_server_lives_on(server, images, message):
+    response = ask(server, images)
+    assert response.status_code == 400
+    assert message in response.json()["message"]
+    assert ask(server, [[[[0, 0, 0]]]]).status_code == 200
+
+
+@pytest.mark.parametrize("body", ["", "{", "[]", '{"dataframe_split": {}}', '{"inputs": {"picture": ["a"]}}'])
+def test_bodies_that_are_no_request_get_400(server, body):
+    response = requests.post(
+        f"{server}/invocations", data=body, headers={"Content-Type": "application/json"}, timeout=60
+    )
+    assert response.status_code == 400
+    assert answers(f"{server}/ping")
+
+
+def test_version_carries_what_a_user_asks_of_it(registry):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{registry}/mlflow.db")
+    version = client.get_model_version_by_alias("fcn8s-gain", "challenger")
+    assert version.description == "# Card"
+    model = client.get_logged_model(version.source.removeprefix("models:/"))
+    assert {metric.key: metric.value for metric in model.metrics} == {"test/mean_iou": 0.5}
+    place = Path(model.artifact_location.removeprefix("file://"))
+    assert (place / "input_example.json").exists()
+    description = (place / "MLmodel").read_text()
+    assert "class_probs" in description
+    assert not [path for path in place.rglob("*") if path.suffix in (".pkl", ".pickle", ".cloudpickle")]
+
+
+def test_predict_writes_overlays_and_numbers(registry, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    result = gain(registry, "predict", str(tmp_path / "a.png"), "--out", str(tmp_path / "out"), "--alias", "challenger")
+    assert result.returncode == 0, result.stderr
+    assert "a.png: cow 1.00, cat 1.00" in result.stdout
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "a_attention_cat.png",
+        "a_attention_cow.png",
+        "a_mask.png",
+        "a_segmentation.png",
+        "predictions.json",
+    ]
+    with Image.open(tmp_path / "out" / "a_attention_cat.png") as overlay:
+        assert overlay.size == (53, 37)
+    numbers = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert numbers[str(tmp_path / "a.png")]["dog"] < 0.5
+
+
+def test_predict_and_export_say_what_is_missing(registry, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    out = ["--out", str(tmp_path / "out")]
+    one_line(
+        gain(registry, "predict", str(tmp_path / "b.png"), *out, "--weights", "w.safetensors"), "b.png", "No such file"
+    )
+    one_line(gain(registry, "predict", str(tmp_path / "a.png"), *out, "--weights", "w.safetensors"), "no readable PNG")
+    one_line(gain(registry, "predict", str(tmp_path / "a.png"), *out), "fcn8s-gain@champion")
+    one_line(gain(registry, "export", "--out", str(tmp_path / "net.onnx"), "--weights", "none"), "weights missing")
+
+
+def test_class_names_cannot_lead_out_of_the_folder(registry, tmp_path):
+    """Weights of strangers name their classes as they like."""
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    model = FCN8s(1, width=0.0625, fc_channels=8, head_channels=8, batch_norm=True)
+    model.classifier.score.bias.data.fill_(20.0)
+    save_weights(tmp_path / "w.safetensors", model, ("../../escaped",))
+    out = tmp_path / "deep" / "out"
+    result = gain(
+        registry, "predict", str(tmp_path / "a.png"), "--out", str(out), "--weights", f"{tmp_path}/w.safetensors"
+    )
+    one_line(result, "w.safetensors", "'../../escaped' cannot be part of a file's name")
+    assert list(out.iterdir()) == []
+
+
+def test_export_command(registry, tmp_path):
+    target = tmp_path / "net.onnx"
+    result = gain(registry, "export", "--out", str(target), "--alias", "challenger")
+    assert result.returncode == 0, result.stderr
+    assert target.exists()

@@ -1,0 +1,236 @@
+"""Several ranks learn what one process learns, one of them writes, and all end with the first that is killed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import mlflow
+import psutil
+import pytest
+from checkouts import PATIENCE, REPOSITORY, becomes, checkout, environment, one_line, python, set_params, stage
+from servers import free_port
+
+from pipeline.base.params import load_params
+from stages.launch import run_on_ranks
+
+SCRIPT = REPOSITORY / "tests" / "ranks_training.py"
+
+
+def trained(folder: Path, **options: int) -> list[dict]:
+    """What each rank knows at the end: the rows of its record and its weights."""
+    options = {"num_ranks": 1, "accumulate_grad_batches": 1, "update_batch_norm": 1, "uneven": 0, **options}
+    name = "-".join(f"{value}" for value in options.values())
+    command = [sys.executable, str(SCRIPT), str(folder / name), json.dumps(options)]
+    code = (
+        f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from stages.launch import run_on_ranks; "
+        f"sys.exit(run_on_ranks('test', {command!r}, {options['num_ranks']}))"
+    )
+    alone = options["num_ranks"] == 1
+    result = subprocess.run(
+        command if alone else [sys.executable, "-c", code],
+        env=environment(REPOSITORY), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return [json.loads((folder / f"{name}.{rank}.json").read_text()) for rank in range(options["num_ranks"])]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"update_batch_norm": 1}, {"update_batch_norm": 0, "uneven": 1}],
+    ids=["batch normalisation learns", "ranks without an object"],
+)
+def test_two_ranks_learn_what_one_process_learns(tmp_path, options):
+    """Same losses, dead maps, gradient norms, validation scores and weights, to float32's rounding over six steps."""
+    (alone,) = trained(tmp_path, **options)
+    both = trained(tmp_path, num_ranks=2, **options)
+    assert len(alone["rows"]) == 2
+    assert "train/dead_map_rate" in alone["rows"][0]
+    for rank in both:
+        for row, expected in zip(rank["rows"], alone["rows"], strict=True):
+            norms = {name for name in row if "gradient_norm" in name}  # large where a map is about to die
+            assert {name: row[name] for name in norms} == pytest.approx({n: expected[n] for n in norms}, rel=0.03)
+            others = row.keys() - norms
+            assert {n: row[n] for n in others} == pytest.approx({n: expected[n] for n in others}, rel=1e-3, nan_ok=True)
+    assert both[0]["weights"] == both[1]["weights"]
+    assert both[0]["weights"] == pytest.approx(alone["weights"], rel=1e-3, abs=1e-4)
+
+
+def test_accumulated_batches_make_one_step(tmp_path):
+    """The mean over parts weighs images by part, not by pixel or pair: close, and on two ranks the same."""
+    (whole,) = trained(tmp_path, update_batch_norm=0)
+    (parts,) = trained(tmp_path, update_batch_norm=0, accumulate_grad_batches=4)
+    (ranks, _) = trained(tmp_path, update_batch_norm=0, accumulate_grad_batches=4, num_ranks=2)
+    for row, expected in zip(parts["rows"], whole["rows"], strict=True):
+        assert row["loss/classification"] == pytest.approx(expected["loss/classification"], rel=0.02)
+        assert row["loss/segmentation"] == pytest.approx(expected["loss/segmentation"], rel=0.1)
+    assert ranks["rows"][0]["loss/classification"] == pytest.approx(parts["rows"][0]["loss/classification"], rel=0.02)
+
+
+# ---- stages ----------------------------------------------------------------------------------------------------------
+
+
+def rank_processes(folder: Path) -> list[psutil.Process]:
+    """Those that train in a checkout, rank 0 first; the one that started them is none of them."""
+    found = {}
+    for process in psutil.process_iter(["cmdline", "environ", "cwd"]):
+        line, variables = process.info["cmdline"] or [], process.info["environ"] or {}
+        if process.info["cwd"] == str(folder) and "stages.pretrain" in line and "RANK" in variables:
+            found[int(variables["RANK"])] = process
+    return [found[rank] for rank in sorted(found)]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    """A checkout for two processes whose data is ready."""
+    folder = checkout(tmp_path_factory.mktemp("ranks") / "repo", **{".runtime.devices": 2, ".runtime.device": "cpu"})
+    for name in ("download", "prepare"):
+        assert stage(folder, name).returncode == 0
+    return folder
+
+
+@pytest.fixture
+def copy(prepared, tmp_path) -> Path:
+    folder = tmp_path / "copy"
+    shutil.copytree(prepared, folder)
+    return folder
+
+
+def test_one_rank_writes_one_record(copy):
+    result = stage(copy, "pretrain")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("pretrain: epoch 2/2") == 1
+    assert "cpu, 2 x 1 threads" in result.stdout
+    client = mlflow.MlflowClient(f"sqlite:///{copy}/mlflow.db")
+    (run,) = client.search_runs(["1"])
+    assert len(client.get_metric_history(run.info.run_id, "loss/segmentation")) == 2
+    assert run.data.metrics["mfu"] > 0
+    assert (run.data.params["runtime.devices"], run.info.status) == ("2", "FINISHED")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_killed_rank_ends_all_and_a_second_run_resumes(copy, rank):
+    set_params(copy, {".pretrain.num_epochs": 60})
+    command = [sys.executable, "-m", "stages.pretrain"]
+    with subprocess.Popen(command, cwd=copy, env=environment(copy), stderr=subprocess.PIPE, text=True) as process:
+        assert becomes(lambda: list((copy / "checkpoints").rglob("*.pt")))
+        rank_processes(copy)[rank].kill()
+        errors = process.communicate(timeout=PATIENCE)[1]
+    assert process.returncode == 128 + signal.SIGKILL
+    (line,) = [line for line in errors.splitlines() if "error" in line.lower()]
+    assert line.startswith(f"pretrain: error: rank {rank} of 2 was ended by SIGKILL")
+    assert "Traceback" not in errors
+    assert becomes(lambda: not rank_processes(copy))
+    assert not (copy / "models").exists()
+    with subprocess.Popen(
+        command, cwd=copy, env=environment(copy), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert any("pretrain: resuming after epoch" in line for line in process.stdout)
+        process.kill()  # nobody is left to end the ranks: they must see to it themselves
+    assert becomes(lambda: not rank_processes(copy))
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 1)])
+def test_stopped_stage_takes_its_ranks_along(copy, number, status):
+    set_params(copy, {".pretrain.num_epochs": 60})
+    command = [sys.executable, "-m", "stages.pretrain"]
+    with subprocess.Popen(command, cwd=copy, env=environment(copy), stderr=subprocess.PIPE, text=True) as process:
+        assert becomes(lambda: list((copy / "checkpoints").rglob("*.pt")))
+        process.send_signal(number)
+        errors = process.communicate(timeout=PATIENCE)[1]
+    assert process.returncode == status
+    assert "Traceback" not in errors
+    assert ("pretrain: interrupted; run `dvc repro` again to resume" in errors) is (number == signal.SIGINT)
+    assert becomes(lambda: not rank_processes(copy))
+
+
+def test_error_of_all_ranks_is_one_line(copy):
+    for image in (copy / "data/voc/JPEGImages").iterdir():
+        image.write_bytes(b"no picture")
+    result = stage(copy, "pretrain")
+    lines = [line for line in result.stderr.splitlines() if "error:" in line]
+    assert (result.returncode, len(lines)) == (1, 1), result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_several_machines_are_for_torchrun_to_start(copy):
+    set_params(copy, {".runtime.num_nodes": 2})
+    one_line(stage(copy, "pretrain"), "runtime.num_nodes: 2 machines are asked for", "torchrun --nnodes 2 --nproc-per")
+
+
+def test_two_machines_train_together(copy):
+    """Two launches of torchrun, as on two machines with a shared disk."""
+    set_params(copy, {".runtime.devices": 1, ".runtime.num_nodes": 2})
+    port = free_port()
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend",
+        "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1", "-m", "stages.pretrain",
+    ]  # fmt: skip
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    nodes = [subprocess.Popen(command, cwd=copy, env=environment(copy), **pipes) for _ in range(2)]
+    try:
+        said = [node.communicate(timeout=PATIENCE)[0] for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert (copy / "models/pretrain.safetensors").exists()
+    assert sum(text.count("MLflow: run pretrain-seed0") for text in said) == 1
+
+
+def test_ranks_must_be_as_many_as_the_parameters_say(copy):
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "1", "-m", "stages.pretrain"]
+    result = python(copy, *command)
+    assert result.returncode != 0
+    assert "2 devices on each of 1 nodes make 2 ranks, but 1 were started" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({".pretrain.batch_size": 9}, "pretrain.batch_size: 9 images cannot be shared out evenly over 2 devices"),
+        ({".finetune.training.update_batch_norm": True}, "update_batch_norm must be false where several devices mine"),
+        ({".runtime.strategy": "horovod"}, "runtime.strategy"),
+    ],
+)
+def test_what_ranks_cannot_do_is_refused(tmp_path, refused, changes, message):
+    folder = checkout(tmp_path / "repo", **{".runtime.devices": 2, **changes})
+    assert message in refused(load_params, folder / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("exit_codes", "status", "said"),
+    [
+        ({0: 75, 1: -9}, 137, "rank 1 of 2 was ended by SIGKILL"),
+        ({0: -15, 1: -7}, 135, "rank 1 of 2 was ended by SIGBUS"),
+        ({0: 75, 1: 75}, 75, "the 2 ranks lost one another"),
+        ({0: -15, 1: 1}, 1, "pretrain: error: b.jpg: missing; add it (rank 1 of 2)"),
+        ({0: 1, 1: 1}, 1, ""),  # rank 0 has said it
+    ],
+)
+def test_first_cause_is_told_in_one_line(tmp_path, monkeypatch, capsys, exit_codes, status, said):
+    """Which of several failures is the cause: not those that were stopped, nor those that lost another."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "stderr.log").write_text("some warning\npretrain: error: b.jpg: missing; add it\n")
+    monkeypatch.setattr("tempfile.TemporaryDirectory", lambda **_: nullcontext(str(tmp_path)))
+    failures = {rank: ProcessFailure(rank, 1, code, "") for rank, code in exit_codes.items()}
+
+    def elastic_launch(*_):
+        def launch(*_):
+            raise ChildFailedError("pretrain", failures)
+
+        return launch
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", elastic_launch)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    assert run_on_ranks("pretrain", ["python"], 2) == status
+    errors = capsys.readouterr().err
+    assert said in errors
+    assert errors.count("\n") == bool(said)
