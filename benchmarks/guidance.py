@@ -298,7 +298,7 @@ def _step_sides(
         "gain": side(GUIDED),
         "gain and masks": side(GUIDED | {"external_supervision": 1.0}),
         "gain, full resolution": side(GUIDED, masked_stride=1),
-        "gain, attention only": side(GUIDED, masked_stride=1, am_grad="attention_only"),
+        "gain, attention only": side(GUIDED, masked_stride=1, masked_gradient="attention_only"),
         "plain, padding 100": padded_step,
         "plain, recomputed": recomputed,
         "reference": reference_step,

@@ -117,10 +117,10 @@ def _measure(ranks: int, threads: int, output: Path) -> None:
 
 def _computed() -> dict[str, object]:
     """Weak scaling of the profile voc2012: the same number of images on every device."""
-    profile = load_params(profile="voc2012").profile
+    profile = load_params(profile="voc2012")
     options = profile.model.model_dump()
     model = FCN8s(CLASSES, **options)
-    side = profile.finetune.training.crop_size or SIDE
+    side = profile.finetune.crop_size or SIDE
     criterion = Criterion(GUIDED, model.attention_grid)
     flops = training_flops(guided(model), criterion, (side, side))
     weights = sum(p.numel() for p in model.parameters() if p.requires_grad)

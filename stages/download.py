@@ -6,13 +6,15 @@ from pathlib import Path
 
 from pipeline.base.errors import PipelineError
 from pipeline.base.files import atomic_folder
-from pipeline.base.params import EmbeddedData, FolderData, Params, RemoteFile, Voc2012Data
+from pipeline.base.profile import Params
+from pipeline.base.sections import EmbeddedData, FolderData, RemoteFile, Voc2012Data
+from pipeline.base.workspace import Workspace
 from pipeline.datasets.archives import unpack
 from pipeline.datasets.embedded import draw_dataset
 from pipeline.datasets.fetch import CACHE, cached_path, check_file, check_free_space, fetch
 from pipeline.datasets.sources import SBD_ARCHIVE, VOC2012_ARCHIVE, place_folder, place_voc2012
 from pipeline.tracking.progress import progress_bar
-from stages import Workspace, run_stage
+from stages.run import run_stage
 
 NUM_WORKERS = min(os.cpu_count() or 1, 16)  # a container may own less of its machine than it sees
 VOC2012_BYTES, SBD_BYTES = 2_000_000_000, 1_420_000_000  # of the archives
@@ -20,17 +22,17 @@ VOC2012_BYTES, SBD_BYTES = 2_000_000_000, 1_420_000_000  # of the archives
 
 def download(params: Params, space: Workspace) -> None:
     """params.yaml to data/voc, and to data/weights, which is empty where nothing is imported."""
-    options = params.profile.download
+    options = params.download
     if isinstance(options, EmbeddedData):
         _draw(options, params.seed, space.data)
     elif isinstance(options, Voc2012Data):
         _place_voc2012(options, params.seed, space.data)
     else:
         _place_folder(options, space.data)
-    weights = params.profile.pretrain.weights.file
+    weights = params.pretrain.weights.file
     with atomic_folder(space.initial_weights) as folder:
         if weights is not None:
-            source = obtain(weights, params.profile.pretrain.weights.file_name)
+            source = obtain(weights, params.pretrain.weights.file_name)
             check_free_space(folder, source.stat().st_size, f"copying {source.name}")
             shutil.copyfile(source, folder / source.name)
 

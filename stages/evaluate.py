@@ -1,8 +1,9 @@
 """Score every model on the same images."""
 
-from pipeline.base.params import Params
+from pipeline.base.profile import Params
+from pipeline.base.workspace import Workspace
 from pipeline.tracking.tracker import Tracking
-from stages import Workspace, run_stage
+from stages.run import run_stage
 
 
 def evaluate(params: Params, space: Workspace) -> None:

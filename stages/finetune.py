@@ -1,23 +1,16 @@
 """Segmentation, classification and, by variant, the attention losses together."""
 
-from contextlib import nullcontext
-
-from pipeline.base.errors import PipelineError
-from pipeline.base.params import Params
-from pipeline.tracking.tracker import Tracking
-from stages import Workspace, run_stage
-from stages.launch import is_first_rank
+from pipeline.base.errors import PipelineError, did_you_mean
+from pipeline.base.profile import Params
+from pipeline.base.workspace import Workspace
+from stages.run import run_stage, run_training
 
 
 def finetune(params: Params, space: Workspace, variant: str) -> None:
     """models/classify.safetensors to models/finetune/VARIANT.safetensors."""
-    if variant not in params.profile.finetune.variants:
-        known = ", ".join(params.profile.finetune.variants)
-        raise PipelineError(f"params.yaml: finetune.variants has no {variant!r}; choose one of: {known}")
-    with Tracking() if is_first_rank() else nullcontext() as tracking:
-        from stages.train import train  # torch: seconds, in which the sender gets ready
-
-        train(tracking, params, space, "finetune", variant)
+    if variant not in params.variants:
+        raise PipelineError(f"params.yaml: variants has no {variant!r}; {did_you_mean(variant, params.variants)}")
+    run_training(params, space, "finetune", variant)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Check every image, mask and annotation and list them in the manifest."""
 
 from pipeline.base.files import atomic_file, write_csv
-from pipeline.base.params import Params
+from pipeline.base.profile import Params
+from pipeline.base.workspace import Workspace
 from pipeline.data.manifest import build_manifest
 from pipeline.data.voc import list_splits, read_split
 from pipeline.tracking.progress import progress_bar
-from stages import Workspace, run_stage
+from stages.run import run_stage
 
 
 def prepare(params: Params, space: Workspace) -> None:

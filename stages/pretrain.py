@@ -1,19 +1,13 @@
 """FCN8s on the segmentation loss."""
 
-from contextlib import nullcontext
-
-from pipeline.base.params import Params
-from pipeline.tracking.tracker import Tracking
-from stages import Workspace, run_stage
-from stages.launch import is_first_rank
+from pipeline.base.profile import Params
+from pipeline.base.workspace import Workspace
+from stages.run import run_stage, run_training
 
 
 def pretrain(params: Params, space: Workspace) -> None:
     """data/manifest.csv to models/pretrain.safetensors."""
-    with Tracking() if is_first_rank() else nullcontext() as tracking:
-        from stages.train import train  # torch: seconds, in which the sender gets ready
-
-        train(tracking, params, space, "pretrain")
+    run_training(params, space, "pretrain")
 
 
 if __name__ == "__main__":

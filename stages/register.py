@@ -7,19 +7,20 @@ from collections import Counter
 from pathlib import Path
 
 from pipeline.base.files import digest_file, write_json, write_text
-from pipeline.base.params import Params
+from pipeline.base.profile import Params
+from pipeline.base.workspace import Workspace
 from pipeline.data.manifest import data_digest, read_manifest
 from pipeline.data.voc import read_class_names
 from pipeline.release.model_card import model_card
 from pipeline.release.registry import TEST_DATA_TAG, flat_scores, register_model, select_variant
-from stages import Workspace, run_stage
+from stages.run import run_stage
 
 TRAINING_SPLITS = ("train", "val")
 
 
 def register(params: Params, space: Workspace) -> None:
     """reports/evaluate and models/ to a model version; reports/register has its card and says which it is."""
-    options = params.profile.register_
+    options = params.register_
     metrics = json.loads((space.reports / "evaluate" / "metrics.json").read_text(encoding="utf-8"))
     variant = select_variant(metrics, options.candidates, options.metric)
     weights = space.models / "finetune" / f"{variant}.safetensors"
@@ -27,7 +28,7 @@ def register(params: Params, space: Workspace) -> None:
     rows = read_manifest(space.manifest)
     tags = {
         "variant": variant,
-        "profile": params.profile_name,
+        "profile": params.profile,
         "seed": str(params.seed),
         "data_digest": data_digest(rows),
         TEST_DATA_TAG: data_digest(row for row in rows if row.split not in TRAINING_SPLITS),

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
 from pipeline.base.files import atomic_file, digest_file, read_numbers, write_csv, write_json, write_text
-from pipeline.base.params import Params
+from pipeline.base.profile import Params
+from pipeline.base.workspace import Workspace
 from pipeline.data.loading import Sample, SegmentationDataset, evaluation_loader
 from pipeline.data.manifest import data_digest, read_manifest
 from pipeline.data.voc import list_splits, read_class_names
@@ -24,27 +25,26 @@ from pipeline.report.panels import comparison_panel, evolution_panel
 from pipeline.tracking.progress import progress_bar
 from pipeline.tracking.tracker import Tracker, Tracking
 from pipeline.training.devices import choose_device, make_deterministic
-from stages import Workspace
 
 TRAINING_SPLITS = ("train", "val")
 
 
 def score(tracking: Tracking, params: Params, space: Workspace) -> None:
     """models/ to reports/evaluate: metrics.json, tables, replicates, pictures and report.md."""
-    options = params.profile.evaluate
-    device = choose_device(params.profile.runtime.device, params.profile.runtime.precision)
+    options = params.evaluate
+    device = choose_device(params.runtime.device, params.runtime.precision)
     make_deterministic(device)
     print(f"evaluate: on {device.reason}", flush=True)
-    for doubt in params.profile.doubts:
+    for doubt in params.doubts:
         print(f"warning: {doubt}", file=sys.stderr, flush=True)
     class_names = read_class_names(space.data)
-    cache = params.profile.resources.cache_images
+    cache = params.resources.cache_images
     sets = _data_sets(space, [split for split in list_splits(space.data) if split not in TRAINING_SPLITS], cache)
     batches = {name: _batches(dataset, options.batch_size) for name, dataset in sets.items()}
     faithfulness = _batches(_first(sets["test"], options.num_deletion_images), options.batch_size)
     grounds = [row.contexts for row in sets["context_without_object"].rows] if "context_without_object" in sets else []
     context_labels = torch.tensor([[float(name in ground) for name in class_names] for ground in grounds])
-    weights = model_files(space, list(params.profile.finetune.variants))
+    weights = model_files(space, list(params.variants))
     models: dict[str, FCN8s] = {}
     scores: dict[str, ModelScores] = {}
     with progress_bar("evaluate: models scored", len(weights)) as advance:
@@ -59,8 +59,8 @@ def score(tracking: Tracking, params: Params, space: Workspace) -> None:
                 class_names,
                 context_labels=context_labels,
                 attention_threshold=options.attention_threshold,
-                mask_threshold=params.profile.finetune.attention.mask_threshold,
-                mask_slope=params.profile.finetune.attention.mask_slope,
+                mask_threshold=params.attention.mask_threshold,
+                mask_slope=params.attention.mask_slope,
                 num_replicates=options.num_replicates,
                 seed=params.seed,
                 deletion_steps=options.deletion_steps,

@@ -7,18 +7,24 @@ from safetensors.torch import load_file
 
 from pipeline.base.errors import PipelineError
 from pipeline.base.files import atomic_file, read_numbers, write_csv, write_text
-from pipeline.base.params import Params
+from pipeline.base.profile import Params
+from pipeline.base.workspace import Workspace
 from pipeline.report.charts import compared_curves, interval_chart, label_count_curve
 from pipeline.report.study import HEADLINES, Seeds, label_counts, study_rows, study_table
-from stages import Workspace, run_stage
+from stages.run import run_stage
 
 FIGURE_SCORES = ("mean_iou", "attention_iou", "energy_pointing_game", "pointing_game", "overall", "class_accuracy")
 
 
 def summarise(params: Params, space: Workspace) -> None:
-    """FOLDER/seed*/reports to FOLDER/results: results.csv, per_seed.csv, table.md and figures."""
-    seeds = _read_seeds(space.folder)
-    folder = space.folder / "results"
+    """The reports of every seed to results: results.csv, per_seed.csv, table.md and figures.
+
+    Args:
+        space: of one of the seeds; the folders of the others lie beside it.
+    """
+    study = space.folder.parent
+    seeds = _read_seeds(study)
+    folder = study / "results"
     rows = study_rows(seeds)
     write_csv(folder / "results.csv", rows)
     write_csv(folder / "per_seed.csv", _per_seed(seeds))
@@ -29,14 +35,14 @@ def summarise(params: Params, space: Workspace) -> None:
             mean, low, high = (float(str(row[key])) for key in ("mean", "low_95", "high_95"))
             means[str(row["score"])][str(row["model"])] = mean, low, high
     fractions = {
-        name: params.profile.finetune.attention_of(name).pixel_labels.fraction
-        for name, variant in params.profile.finetune.variants.items()
+        name: params.attention_of(name).pixel_labels.fraction
+        for name, variant in params.variants.items()
         if variant.loss_weights.get("external_supervision") and set(variant.attention) <= {"pixel_labels"}
     }
     points = label_counts(seeds, {name: f for name, f in fractions.items() if f}, FIGURE_SCORES)
     control = {score: values["control"][0] for score, values in means.items()}
-    first = space.folder / f"seed{min(seeds)}" / "reports" / "finetune"
-    curves = {name: read_numbers(first / name / "curves.csv") for name in params.profile.finetune.variants}
+    first = study / f"seed{min(seeds)}" / "reports" / "finetune"
+    curves = {name: read_numbers(first / name / "curves.csv") for name in params.variants}
     pictures = {
         "scores": interval_chart(means, reference="control"),
         "label_count": label_count_curve(points, control),

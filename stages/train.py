@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader
 
 from pipeline.base.errors import PipelineError
 from pipeline.base.files import atomic_file, digest_file, write_csv, write_json
-from pipeline.base.params import Attention, Params, Training
+from pipeline.base.profile import Params
+from pipeline.base.sections import Attention, Training
+from pipeline.base.workspace import Workspace
 from pipeline.data.guidance import Guidance, num_labelled_images
 from pipeline.data.loading import Sample, SegmentationDataset, evaluation_loader, training_loader
 from pipeline.data.manifest import ManifestRow, data_digest, read_manifest
@@ -34,7 +36,6 @@ from pipeline.tracking.tracker import WEIGHTS_TAG, Tracker, Tracking
 from pipeline.training.checkpoints import CheckpointFile, fingerprint
 from pipeline.training.devices import Device, choose_device, make_deterministic
 from pipeline.training.loop import History, Row, Work, fit, freeze
-from stages import Workspace
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Assembly:
 def assemble(params: Params, space: Workspace, stage: str, variant: str = "") -> Assembly:
     """Model, data and criterion of `stage`: pretrain starts from scratch, the others from the stage before."""
     name = f"{stage}/{variant}" if variant else stage
-    profile = params.profile
+    profile = params
     options, loss_weights, attention = _choices(params, stage, variant)
     runtime = profile.runtime
     device = choose_device(runtime.device, runtime.precision, runtime.devices)
@@ -109,7 +110,7 @@ def assemble(params: Params, space: Workspace, stage: str, variant: str = "") ->
     weights = {name: loss_weights.get(name, 0.0) for name in LOSS_NAMES}
     used = {
         "seed": params.seed,
-        "profile": params.profile_name,
+        "profile": params.profile,
         "runtime": profile.runtime.model_dump(),
         "model": profile.model.model_dump(),
         stage: {**options.model_dump(), "loss_weights": weights, "attention": attention.model_dump()},
@@ -153,7 +154,7 @@ def train(tracking: Tracking | None, params: Params, space: Workspace, stage: st
     checkpoint = CheckpointFile(space.checkpoints / run.name, key)
     val_loader = evaluation_loader(
         run.val_set,
-        batch_size=params.profile.evaluate.batch_size,
+        batch_size=params.evaluate.batch_size,
         num_workers=0,
         rank=run.fabric.global_rank,
         num_ranks=run.fabric.world_size,
@@ -178,7 +179,7 @@ def train(tracking: Tracking | None, params: Params, space: Workspace, stage: st
             criterion=run.criterion,
             ramp_fraction=run.attention.ramp_fraction,
             seed=params.seed,
-            compiled=params.profile.runtime.compile,
+            compiled=params.runtime.compile,
             validate=validate,
             observe=observe,
             on_epoch=on_epoch,
@@ -195,7 +196,7 @@ def train(tracking: Tracking | None, params: Params, space: Workspace, stage: st
     tags = {
         "stage": stage,
         "variant": variant,
-        "profile": params.profile_name,
+        "profile": params.profile,
         "seed": str(params.seed),
         "device": run.device.reason,
         "peak": f"{peak.flops / 1e12:.3g} TFLOP/s ({peak.source})",
@@ -206,7 +207,7 @@ def train(tracking: Tracking | None, params: Params, space: Workspace, stage: st
         run_name=f"{variant or stage}-seed{params.seed}",
         params=run.used,
         tags=tags,
-        dataset={"name": params.profile.download.source, "digest": data_digest(run.rows), "context": "training"},
+        dataset={"name": params.download.source, "digest": data_digest(run.rows), "context": "training"},
     ) as tracker:
 
         def on_epoch(epoch: int, history: History, work: Work) -> None:
@@ -228,18 +229,17 @@ def train(tracking: Tracking | None, params: Params, space: Workspace, stage: st
 
 def guided_network(model: FCN8s, attention: Attention) -> GuidedNetwork:
     """The network as params.yaml wants it guided."""
-    names = {"mask_threshold", "mask_slope", "masked_stride", "second_order", "trunk_gradient", "am_grad"}
+    names = {"mask_threshold", "mask_slope", "masked_stride", "second_order", "trunk_gradient", "masked_gradient"}
     return GuidedNetwork(model, **attention.model_dump(include=names))
 
 
 def _choices(params: Params, stage: str, variant: str) -> tuple[Training, dict[str, float], Attention]:
-    profile, finetune = params.profile, params.profile.finetune
     if stage == "finetune":
-        weights = {str(name): weight for name, weight in finetune.variants[variant].loss_weights.items()}
-        return finetune.training, weights, finetune.attention_of(variant)
+        weights = {str(name): weight for name, weight in params.variants[variant].loss_weights.items()}
+        return params.finetune, weights, params.attention_of(variant)
     if stage == "classify":
-        return profile.classify, {"classification": 1.0}, finetune.attention
-    return profile.pretrain, {"segmentation": 1.0}, finetune.attention
+        return params.classify, {"classification": 1.0}, params.attention
+    return params.pretrain, {"segmentation": 1.0}, params.attention
 
 
 def _data_sets(
@@ -270,8 +270,8 @@ def _data_sets(
             num_labelled=num_labelled,
             seed=params.seed,
         )
-        print(f"{params.profile_name}: {num_labelled} of {len(train_rows)} images guide attention", flush=True)
-    cache = params.profile.resources.cache_images
+        print(f"{params.profile}: {num_labelled} of {len(train_rows)} images guide attention", flush=True)
+    cache = params.resources.cache_images
     train_set = SegmentationDataset(
         space.data,
         train_rows,

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, settings
 
 from pipeline.base.errors import PipelineError
-from pipeline.base.params import Training
+from pipeline.base.sections import Training
 from pipeline.data.loading import Sample
 from pipeline.model.fcn8s import FCN8s
 

@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pipeline.base.params import Training
+from pipeline.base.sections import Training
 from pipeline.data.loading import Sample, evaluation_loader, training_loader
 from pipeline.evaluation.passes import evaluate, validation_row
 from pipeline.gain.attention import GuidedNetwork

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch.utils.data import Dataset
 
-from pipeline.base.params import Training
+from pipeline.base.sections import Training
 from pipeline.data.loading import Sample, evaluation_loader, training_loader
 from pipeline.evaluation.passes import evaluate, validation_row
 from pipeline.gain.attention import GuidedNetwork, class_attention, class_pairs
@@ -101,11 +101,11 @@ def test_auto_prefers_cuda_in_bfloat16_where_the_hardware_has_it():
     assert torch.cuda.get_device_name() in device.reason
 
 
-@pytest.mark.parametrize("am_grad", ["shared", "attention_only"])
+@pytest.mark.parametrize("masked_gradient", ["shared", "attention_only"])
 @pytest.mark.parametrize("checkpoint_activations", [False, True])
-def test_step_is_that_of_the_cpu(tiny_model, scene, exact_convolutions, am_grad, checkpoint_activations):
+def test_step_is_that_of_the_cpu(tiny_model, scene, exact_convolutions, masked_gradient, checkpoint_activations):
     model = tiny_model()
-    network = GuidedNetwork(model, second_order=True, masked_stride=2, am_grad=am_grad)
+    network = GuidedNetwork(model, second_order=True, masked_stride=2, masked_gradient=masked_gradient)
     expected = gradients(copy.deepcopy(network), scene)
     model.trunk.checkpoint_activations = checkpoint_activations
     found = gradients(network.cuda().to(memory_format=torch.channels_last), on("cuda", scene))

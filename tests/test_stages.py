@@ -11,7 +11,7 @@ from checkouts import REPOSITORY
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.base.errors import PipelineError
-from stages import run_stage
+from stages.run import run_stage
 
 
 class Broken(Dataset):

@@ -1,4 +1,9 @@
-"""The one exception for failures that the user can act on."""
+"""Failures that the user can act on, and what every message to the user has in common."""
+
+import difflib
+import re
+import sys
+from collections.abc import Iterable
 
 
 class PipelineError(Exception):
@@ -6,3 +11,20 @@ class PipelineError(Exception):
 
     Stages and commands print the message without a traceback and exit with code 1.
     """
+
+
+def warn(message: str) -> None:
+    """Print one line that begins with `warning:` to standard error."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint for a name that does not exist: the most similar known one, or all of them."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names) or 'none'}"
+
+
+def without_credentials(text: str) -> str:
+    """`text` with user and password taken out of every address in it, for messages, logs and artifacts."""
+    return re.sub(r"(\w://)[^/\s@]+@", r"\1", text)

@@ -7,9 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pipeline.base.addresses import without_credentials
-from pipeline.base.errors import PipelineError
-from pipeline.base.params import EmbeddedData, FolderData, Params, Profile, RemoteFile, Voc2012Data
+from pipeline.base.errors import PipelineError, without_credentials
+from pipeline.base.profile import Params
+from pipeline.base.sections import EmbeddedData, FolderData, RemoteFile, Voc2012Data
 from pipeline.data import voc
 from pipeline.data.manifest import read_manifest
 from pipeline.datasets.embedded import CLASS_NAMES
@@ -42,32 +42,31 @@ def examine(params: Params, folder: Path) -> Iterator[Finding]:
     Args:
         folder: where data/ and models/ lie.
     """
-    profile = params.profile
-    finding, device = _device(profile)
+    finding, device = _device(params)
     yield finding
-    yield from (Finding("note", "configuration", doubt) for doubt in profile.doubts)
-    data = _data(profile, folder)
+    yield from (Finding("note", "configuration", doubt) for doubt in params.doubts)
+    data = _data(params, folder)
     yield data
-    yield from _sources(profile, folder, data_is_there=data.verdict == "ok")
+    yield from _sources(params, folder, data_is_there=data.verdict == "ok")
     yield _weights(folder)
-    yield _memory(profile, folder, device)
-    yield _disk(profile, folder, data_is_there=data.verdict == "ok")
+    yield _memory(params, folder, device)
+    yield _disk(params, folder, data_is_there=data.verdict == "ok")
     yield _tracking()
     yield _remote()
     yield _prefect()
 
 
-def _device(profile: Profile) -> tuple[Finding, Device | None]:
+def _device(params: Params) -> tuple[Finding, Device | None]:
     try:
-        device = choose_device(profile.runtime.device, profile.runtime.precision, profile.runtime.devices)
+        device = choose_device(params.runtime.device, params.runtime.precision, params.runtime.devices)
     except PipelineError as error:
         return Finding("fail", "device", str(error)), None
     return Finding("ok", "device", device.reason), device
 
 
-def _data(profile: Profile, folder: Path) -> Finding:
+def _data(params: Params, folder: Path) -> Finding:
     root = folder / "data" / "voc"
-    source = profile.download.source
+    source = params.download.source
     if not root.exists():
         return Finding("note", "data", f"{root} is not there yet; `dvc repro download` puts it there ({source})")
     try:
@@ -75,7 +74,7 @@ def _data(profile: Profile, folder: Path) -> Finding:
         names = voc.read_class_names(root)
     except PipelineError as error:
         return Finding("fail", "data", str(error))
-    if names != _class_names(profile, names):
+    if names != _class_names(params, names):
         return Finding("note", "data", f"{root} holds another data set; `dvc repro download` replaces it ({source})")
     files = [path for i in ids for path in (voc.image_path(root, i), voc.mask_path(root, i))]
     missing = [path for path in files if not path.exists()]
@@ -87,18 +86,18 @@ def _data(profile: Profile, folder: Path) -> Finding:
     return Finding("ok", "data", f"{len(ids)} images of {len(names)} classes in {root}")
 
 
-def _class_names(profile: Profile, otherwise: tuple[str, ...]) -> tuple[str, ...]:
+def _class_names(params: Params, otherwise: tuple[str, ...]) -> tuple[str, ...]:
     """Classes of the data set that the profile asks for; `otherwise` where that cannot be told without unpacking."""
-    options = profile.download
+    options = params.download
     if isinstance(options, FolderData):
         source = Path(options.path).expanduser()
         return voc.read_class_names(source) if (source / "classes.txt").exists() else otherwise
     return VOC_CLASSES if isinstance(options, Voc2012Data) else CLASS_NAMES
 
 
-def _sources(profile: Profile, folder: Path, *, data_is_there: bool) -> Iterator[Finding]:
+def _sources(params: Params, folder: Path, *, data_is_there: bool) -> Iterator[Finding]:
     """The files that download reads, unless the profile's data set is there."""
-    options = profile.download
+    options = params.download
     files: dict[str, tuple[str, RemoteFile]] = {}
     if isinstance(options, Voc2012Data) and not data_is_there:
         files["archive of VOC2012"] = VOC2012_ARCHIVE, options.archive
@@ -106,7 +105,7 @@ def _sources(profile: Profile, folder: Path, *, data_is_there: bool) -> Iterator
             files["archive of SBD"] = SBD_ARCHIVE, options.sbd
     if isinstance(options, FolderData):
         yield _own_folder(Path(options.path).expanduser(), folder / "data" / "voc" / "classes.txt")
-    weights, name = profile.pretrain.weights.file, profile.pretrain.weights.file_name
+    weights, name = params.pretrain.weights.file, params.pretrain.weights.file_name
     if weights is not None and not (folder / "data" / "weights" / Path(weights.path or name).name).exists():
         files["initial weights"] = name, weights
     for subject, (name, file) in files.items():
@@ -161,8 +160,8 @@ def _weights(folder: Path) -> Finding:
     return Finding("ok", "weights", f"trained: {', '.join(found)}")
 
 
-def _memory(profile: Profile, folder: Path, device: Device | None) -> Finding:
-    needed = max(training_bytes(profile), evaluation_bytes(profile, _largest_image(profile, folder)))
+def _memory(params: Params, folder: Path, device: Device | None) -> Finding:
+    needed = max(training_bytes(params), evaluation_bytes(params, _largest_image(params, folder)))
     if device is not None and device.accelerator == "cuda":
         import torch
 
@@ -177,31 +176,31 @@ def _memory(profile: Profile, folder: Path, device: Device | None) -> Finding:
         return Finding(
             "fail",
             "memory",
-            f"{text}; lower batch_size or crop_size of finetune.training, or evaluate.batch_size, or raise "
+            f"{text}; lower batch_size or crop_size of finetune, or evaluate.batch_size, or raise "
             "accumulate_grad_batches",
         )
     return Finding("ok", "memory", text)
 
 
-def training_bytes(profile: Profile) -> int:
+def training_bytes(params: Params) -> int:
     """Estimate of what a fine-tuning step holds on one device, in bytes: weights with Adam's state, and activations in
     float32 of its images and of one masked image each. Nothing is computed: tensors have no content.
     """
-    training, download = profile.finetune.training, profile.download
-    images = training.batch_size // (profile.runtime.num_ranks * training.accumulate_grad_batches)
-    passes = 1.0 + 1.0 / profile.finetune.attention.masked_stride**2
+    training, download = params.finetune, params.download
+    images = training.batch_size // (params.runtime.num_ranks * training.accumulate_grad_batches)
+    passes = 1.0 + 1.0 / params.attention.masked_stride**2
     side = training.crop_size or (download.image_size if isinstance(download, EmbeddedData) else LARGEST_SIDE)
-    weights, outputs = _network(profile, (side, side))
+    weights, outputs = _network(params, (side, side))
     return weights * BYTES_PER_WEIGHT + round(passes * images * sum(outputs) * 4 * COPIES_PER_ACTIVATION)
 
 
-def evaluation_bytes(profile: Profile, size: tuple[int, int]) -> int:
+def evaluation_bytes(params: Params, size: tuple[int, int]) -> int:
     """Estimate of what the evaluation of a batch of images of `size` (H, W) holds: weights and the largest layers."""
-    weights, outputs = _network(profile, size)
-    return 4 * (weights + profile.evaluate.batch_size * LAYERS_ALIVE * max(outputs))
+    weights, outputs = _network(params, size)
+    return 4 * (weights + params.evaluate.batch_size * LAYERS_ALIVE * max(outputs))
 
 
-def _network(profile: Profile, size: tuple[int, int]) -> tuple[int, list[int]]:
+def _network(params: Params, size: tuple[int, int]) -> tuple[int, list[int]]:
     """Number of weights, and of elements in each layer's output for one image of `size` (H, W)."""
     import torch
     from torch._subclasses import FakeTensorMode
@@ -214,7 +213,7 @@ def _network(profile: Profile, size: tuple[int, int]) -> tuple[int, list[int]]:
         outputs.append(output.numel() if isinstance(output, torch.Tensor) else 0)
 
     with FakeTensorMode():  # not the device "meta", which knows no autocast
-        model = FCN8s(20, **profile.model.model_dump())
+        model = FCN8s(20, **params.model.model_dump())
         for module in model.modules():
             if not list(module.children()):
                 module.register_forward_hook(count)
@@ -222,18 +221,18 @@ def _network(profile: Profile, size: tuple[int, int]) -> tuple[int, list[int]]:
     return sum(parameter.numel() for parameter in model.parameters()), outputs
 
 
-def _largest_image(profile: Profile, folder: Path) -> tuple[int, int]:
+def _largest_image(params: Params, folder: Path) -> tuple[int, int]:
     manifest = folder / "data" / "manifest.csv"
     if manifest.exists():
         with suppress(PipelineError):  # the stages will say what is wrong with it
             row = max(read_manifest(manifest), key=lambda row: row.height * row.width)
             return row.height, row.width
-    side = profile.download.image_size if isinstance(profile.download, EmbeddedData) else LARGEST_SIDE
+    side = params.download.image_size if isinstance(params.download, EmbeddedData) else LARGEST_SIDE
     return side, side
 
 
-def _disk(profile: Profile, folder: Path, *, data_is_there: bool) -> Finding:
-    options = profile.download
+def _disk(params: Params, folder: Path, *, data_is_there: bool) -> Finding:
+    options = params.download
     if isinstance(options, EmbeddedData):
         counts = (options.num_train, options.num_val, options.num_test, 2 * options.num_counterfactual)
         data = sum(counts) * options.image_size**2 * BYTES_PER_PIXEL
@@ -242,7 +241,7 @@ def _disk(profile: Profile, folder: Path, *, data_is_there: bool) -> Finding:
     else:
         data = 0.0
     # A model per variant and stage, each also in DVC's cache, and one checkpoint with Adam's moments.
-    needed = data + (2 * (2 + len(profile.finetune.variants)) + 3) * 4 * _network(profile, (32, 32))[0]
+    needed = data + (2 * (2 + len(params.variants)) + 3) * 4 * _network(params, (32, 32))[0]
     free = shutil.disk_usage(folder.absolute()).free
     text = f"a run needs about {needed / GIGABYTE:.1f} GB, {free / GIGABYTE:.1f} GB are free"
     if needed > free:

@@ -99,7 +99,7 @@ def promote_challenger(
     from pipeline.release import promotion
 
     try:
-        chosen = load_params(profile=profile).profile
+        chosen = load_params(profile=profile)
         decision = promotion.decide(chosen, rollback=rollback, reason=reason, dry_run=dry_run)
     except PipelineError as error:
         sys.exit(f"promote: error: {error}")
@@ -122,7 +122,7 @@ def send_records() -> None:
 @app.command("ui")
 def show_runs(port: Annotated[int, typer.Option(help="of MLflow's UI on 127.0.0.1")] = 5000) -> None:
     """Show the runs in MLflow's UI, with the addresses of the views that a comparison begins with."""
-    from pipeline.base.addresses import without_credentials
+    from pipeline.base.errors import without_credentials
     from pipeline.flows.services import problem_with
     from pipeline.release.registry import registry_errors
     from pipeline.tracking.saved_views import VIEWS, view_page
@@ -193,7 +193,7 @@ def _weights(weights: Path | None, alias: str, profile: str | None) -> Iterator[
         return
     from pipeline.release.registry import download_weights
 
-    name = load_params(profile=profile).profile.register_.registered_model_name
+    name = load_params(profile=profile).register_.registered_model_name
     with tempfile.TemporaryDirectory() as folder:
         yield download_weights(name, alias, Path(folder))
 
@@ -244,13 +244,13 @@ def _find_learning_rate(
     folder: Path,
 ) -> None:
     params = load_params(profile=profile, seed=seed)
-    variants = list(params.profile.finetune.variants)
+    variants = list(params.variants)
     if (stage == "finetune") != bool(variant) or (variant and variant not in variants):
         raise PipelineError(f"finetune takes a variant, one of {', '.join(variants)}; the other stages take none")
     if not 0 < lowest < highest:
         raise PipelineError(f"--lowest {lowest:g} and --highest {highest:g} must be 0 < lowest < highest")
+    from pipeline.base.workspace import Workspace
     from pipeline.tracking.tracker import Tracker, Tracking
-    from stages import Workspace
 
     with Tracking() as tracking:
         from pipeline.report.charts import learning_rate_chart  # torch and matplotlib: seconds; the sender gets ready
@@ -283,7 +283,7 @@ def _find_learning_rate(
             f"lr-find-{run.name.replace('/', '-')}",
             run_name=f"lr-find-{variant or stage}-seed{params.seed}",
             params=run.used,
-            tags={"stage": "lr-find", "variant": variant, "profile": params.profile_name, "seed": str(params.seed)},
+            tags={"stage": "lr-find", "variant": variant, "profile": params.profile, "seed": str(params.seed)},
         ) as tracker:
             for step, (rate, loss) in enumerate(zip(result.rates, result.losses, strict=True)):
                 tracker.log_metrics({"lr_find/learning_rate": rate, "lr_find/loss": loss}, step=step)

@@ -10,8 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from pipeline.base.addresses import without_credentials
-from pipeline.base.errors import PipelineError
+from pipeline.base.errors import PipelineError, without_credentials
 
 CACHE = Path(".downloads")  # what was fetched, so that it need not be again when a stage runs anew
 TRIES = 2  # per mirror

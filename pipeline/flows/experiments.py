@@ -18,8 +18,9 @@ from pathlib import Path
 
 from pipeline.base.errors import PipelineError
 from pipeline.base.files import atomic_folder
-from pipeline.base.params import Params, load_params
-from pipeline.flows.flows import dag
+from pipeline.base.params import load_params
+from pipeline.base.profile import Params
+from pipeline.flows import dag
 from pipeline.tracking.tracker import SPOOLS
 
 RUNS = Path(".runs")
@@ -70,7 +71,7 @@ def apply_overrides(path: Path, overrides: Sequence[str]) -> None:
 
     try:
         apply(str(path), list(overrides))
-        chosen = load_params(path).profile_name
+        chosen = load_params(path).profile
     except PipelineError as error:
         raise PipelineError(f"overrides: {str(error).removeprefix(f'{path}: ')}") from error
     except (DvcException, ValueError, TypeError) as error:

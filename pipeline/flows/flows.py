@@ -23,10 +23,9 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import FailedRun
 from prefect.states import Completed, Failed
 
-from pipeline.base.addresses import without_credentials
-from pipeline.base.errors import PipelineError
+from pipeline.base.errors import PipelineError, without_credentials
 from pipeline.base.params import load_params
-from pipeline.flows.flows import dag, experiments
+from pipeline.flows import dag, experiments
 from pipeline.flows.points import best_scores, check_points, run_on_workers, sweep_points
 from pipeline.flows.report import Report
 from pipeline.flows.services import check_prefect_server, default_remote, problem_with
@@ -119,7 +118,7 @@ def promote(dry_run: bool = False, rollback: bool = False, reason: str = "") -> 
     """
     try:
         _check_tracking_server()
-        profile = load_params().profile
+        profile = load_params()
         decision = promotion.decide(profile, rollback=rollback, reason=reason, dry_run=dry_run)
     except PipelineError as error:
         return _failed(str(error))
@@ -172,7 +171,7 @@ def _train(
     profile: str | None, overrides: Sequence[str], targets: Sequence[str], experiment: str, share: bool
 ) -> State[Any]:
     checkout, params = Path.cwd(), load_params()
-    changes = [*([f"profile={profile}"] if profile not in (None, params.profile_name) else []), *overrides]
+    changes = [*([f"profile={profile}"] if profile not in (None, params.profile) else []), *overrides]
     clone = experiments.prepare_experiment(checkout, changes, experiment) if changes else None
     folder, params = (clone.folder, clone.params) if clone else (checkout, params)
     report = Report(folder, params, dag.plan(folder, targets), experiment=clone.name if clone else "")

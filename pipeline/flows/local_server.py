@@ -21,8 +21,7 @@ from uuid import UUID
 
 import yaml
 
-from pipeline.base.addresses import without_credentials
-from pipeline.base.errors import PipelineError
+from pipeline.base.errors import PipelineError, without_credentials
 from pipeline.base.files import write_json
 from pipeline.flows.services import check_prefect_server, problem_with
 

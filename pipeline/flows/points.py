@@ -16,7 +16,7 @@ from prefect.deployments import run_deployment
 from prefect.states import Cancelling
 
 from pipeline.base.errors import PipelineError
-from pipeline.flows.flows import experiments
+from pipeline.flows import experiments
 
 CHILD_POLL_SECONDS = 2.0
 UNATTENDED_SECONDS = 60.0  # without a worker, after which a sweep gives its waiting runs up

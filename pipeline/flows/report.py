@@ -17,8 +17,8 @@ from prefect.artifacts import (
 )
 from prefect.client.schemas.objects import State
 
-from pipeline.base.addresses import without_credentials
-from pipeline.base.params import Params
+from pipeline.base.errors import without_credentials
+from pipeline.base.profile import Params
 from pipeline.flows.dag import StagePlan
 from pipeline.release.registry import find_runs, flat_scores, select_variant
 from pipeline.tracking.sender import tracking_uri
@@ -86,9 +86,7 @@ class Report:
         evaluated = any(stage.name == "evaluate" for stage in self.plan) and "evaluate" in self._outcomes
         metrics = self._metrics() if evaluated else {}
         if metrics:
-            best = select_variant(
-                metrics, self.params.profile.register_.candidates, self.params.profile.register_.metric
-            )
+            best = select_variant(metrics, self.params.register_.candidates, self.params.register_.metric)
             rows = [{"model": name, "best": name == best, **flat_scores(groups)} for name, groups in metrics.items()]
             create_table_artifact(rows, key="scores", description="Every score of every model, as fractions")
         create_markdown_artifact(
@@ -111,7 +109,7 @@ class Report:
         return metrics
 
     def _summary(self, models: list[str]) -> str:
-        title = f"# {self.params.profile_name}, seed {self.params.seed}"
+        title = f"# {self.params.profile}, seed {self.params.seed}"
         lines = [title, "", "| stage | outcome | seconds | device |", "|---|---|---|---|"]
         for stage, (outcome, seconds, device) in self._outcomes.items():
             lines.append(f"| {stage} | {outcome} | {seconds:.1f} | {device} |")

@@ -7,8 +7,7 @@ from queue import Empty, Queue
 from threading import Thread
 from urllib.parse import urlsplit
 
-from pipeline.base.addresses import without_credentials
-from pipeline.base.errors import PipelineError
+from pipeline.base.errors import PipelineError, without_credentials
 
 ANSWER_SECONDS = 5.0  # within which a server must answer
 

@@ -17,7 +17,7 @@ from prefect.context import FlowRunContext
 from prefect.states import Completed, Failed
 
 from pipeline.base.errors import PipelineError
-from pipeline.flows.flows import dag
+from pipeline.flows import dag
 from pipeline.flows.report import Report, StageOutput
 from pipeline.flows.supervisor import supervised
 from pipeline.tracking.sender import local_database, tracking_uri

@@ -158,8 +158,8 @@ class GuidedNetwork(nn.Module):
         trunk_gradient: share in [0, 1] of the gradient of both attention losses that goes through the map into the
             trunk. The classifier, with second order, gets all of it: choosing among the channels that are there
             costs the segmentation less than changing them.
-        am_grad: who learns from the masked pass. `shared`: the network that classifies it and the map that masks it, as
-            in the paper; `attention_only`: the map alone, its judge standing still.
+        masked_gradient: who learns from the masked pass. `shared`: the network that classifies it and the map that
+            masks it, as in the paper; `attention_only`: the map alone, while the classifying network stands still.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class GuidedNetwork(nn.Module):
         masked_stride: int = 1,
         second_order: bool = False,
         trunk_gradient: float = 1.0,
-        am_grad: Literal["shared", "attention_only"] = "shared",
+        masked_gradient: Literal["shared", "attention_only"] = "shared",
     ) -> None:
         super().__init__()
         self.model = model
@@ -180,7 +180,7 @@ class GuidedNetwork(nn.Module):
         self.masked_stride = masked_stride
         self.second_order = second_order
         self.trunk_gradient = trunk_gradient
-        self.am_grad = am_grad
+        self.masked_gradient = masked_gradient
 
     def forward(self, image: Tensor, pairs: Pairs, needs: frozenset[str]) -> GuidedOutput:
         """Compute what the losses named in `needs` are made of, and nothing else.
@@ -211,6 +211,6 @@ class GuidedNetwork(nn.Module):
         masked = masked_image(image[pairs.image_index], mask)
         if self.masked_stride > 1:
             masked = F.avg_pool2d(masked, self.masked_stride, ceil_mode=True, count_include_pad=False)
-        learn = self.am_grad == "shared"
+        learn = self.masked_gradient == "shared"
         logits = self.model.classify(self.model.features(masked, learn=learn).conv5_3, learn=learn)
         return logits.gather(1, pairs.class_index[:, None])[:, 0]

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from pipeline.base.params import Download, EmbeddedData, Params, Voc2012Data
+from pipeline.base.profile import Params
+from pipeline.base.sections import Download, EmbeddedData, Voc2012Data
 
 SHOWN = (
     ("mean IoU", "mean_iou"),
@@ -36,7 +37,7 @@ def model_card(
         f"Multi-label classes, segmentation and a Grad-CAM map per class, from RGB images of any size. Classes: "
         f"{', '.join(class_names)}.",
         "",
-        f"**Data.** {_data(params.profile.download)} Images: {splits}.",
+        f"**Data.** {_data(params.download)} Images: {splits}.",
         "",
         "**Scores** on the test data, percent, with 95 % bootstrap intervals over its images:",
         "",
@@ -53,7 +54,7 @@ def model_card(
         "the intervals do not cover the spread over trainings. Attention shows what raises a class's score, at a "
         "resolution of 16 pixels; it explains no single pixel and proves no cause. Not for decisions about people.",
         "",
-        f"**Licence.** {_licence(params.profile.download)}",
+        f"**Licence.** {_licence(params.download)}",
     ]
     return "\n".join(lines)
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pipeline.base.errors import PipelineError
-from pipeline.base.params import Profile
+from pipeline.base.profile import Params
 from pipeline.release.registry import CHALLENGER, CHAMPION, TEST_DATA_TAG, registry_errors, version_metrics
 from pipeline.tracking.sender import connect
 
@@ -109,9 +109,9 @@ def judge(
     return verdicts
 
 
-def decide(profile: Profile, *, rollback: bool, reason: str = "", dry_run: bool = False) -> Decision:
+def decide(params: Params, *, rollback: bool, reason: str = "", dry_run: bool = False) -> Decision:
     """`promote` by the rules of a profile, or `roll_back`; see there for what they raise."""
-    name, rules = profile.register_.registered_model_name, profile.promote
+    name, rules = params.register_.registered_model_name, params.promote
     if rollback:
         return roll_back(name, reason=reason, dry_run=dry_run)
     return promote(name, not_below=rules.not_below, better=rules.better, reason=reason, dry_run=dry_run)

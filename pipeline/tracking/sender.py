@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from pipeline.base.addresses import without_credentials
+from pipeline.base.errors import without_credentials
 from pipeline.base.files import write_json
 from pipeline.tracking.saved_views import experiment_tags
 from pipeline.tracking.system_metrics import SystemMetrics

@@ -73,7 +73,7 @@ class Tracker:
         tracking: sends the spool.
         name: of the spool; equal names are the same run.
         run_name: as shown in the UI; the name of the DVC experiment, if the run is one, is added.
-        params: nested parameters; logged flat, as "finetune.training.learning_rate".
+        params: nested parameters; logged flat, as "finetune.learning_rate".
         tags: string tags; empty ones are left out.
         weights_sha256: continue the run that produced these weights instead of starting one; without such a run on
             the server, one is started.

@@ -20,8 +20,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from pipeline.base.errors import PipelineError
-from pipeline.base.params import Training
 from pipeline.base.ranks import rank_mean
+from pipeline.base.sections import Training
 from pipeline.data.loading import Sample, finished, start_epoch
 from pipeline.gain.attention import GuidedNetwork, GuidedOutput, Pairs, class_pairs
 from pipeline.gain.losses import Criterion

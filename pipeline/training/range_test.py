@@ -7,7 +7,7 @@ from itertools import chain, repeat
 from lightning_fabric import Fabric
 from torch.utils.data import DataLoader
 
-from pipeline.base.params import Training
+from pipeline.base.sections import Training
 from pipeline.data.loading import Sample, start_epoch
 from pipeline.gain.attention import GuidedNetwork
 from pipeline.gain.losses import Criterion

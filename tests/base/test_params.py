@@ -46,10 +46,8 @@ def test_every_committed_profile_loads_with_the_values_of_the_file(tmp_path, pro
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump({**DOCUMENT, "profile": profile}), encoding="utf-8")
     params = load_params(path)
-    assert (params.profile_name, params.seed) == (profile, DOCUMENT["seed"])
-    assert (
-        json.loads(params.profile.model_dump_json(by_alias=True, exclude_unset=True)) == DOCUMENT["profiles"][profile]
-    )
+    assert (params.profile, params.seed) == (profile, DOCUMENT["seed"])
+    assert json.loads(params.model_dump_json(by_alias=True, exclude_unset=True)) == DOCUMENT["profiles"][profile]
 
 
 def test_committed_file_loads_as_it_is():
@@ -59,7 +57,7 @@ def test_committed_file_loads_as_it_is():
 def test_parameters_cannot_be_changed_after_loading():
     params = load_params(COMMITTED)
     with pytest.raises(ValidationError, match="frozen"):
-        params.profile.pretrain.learning_rate = 1.0
+        params.pretrain.learning_rate = 1.0
 
 
 @pytest.mark.parametrize("key", list(field_keys(DOCUMENT["profiles"]["embedded"])))
@@ -132,7 +130,7 @@ def test_misspelt_key_in_place_of_the_right_one_is_named_with_a_hint(tmp_path, r
         ("profiles.embedded.model.attention_layer", "pool4", "'conv5_3' or 'pool5', got 'pool4'"),
         ("profiles.embedded.finetune.attention.trunk_gradient", 1.1, "less than or equal to 1, got 1.1"),
         ("profiles.embedded.finetune.attention.trunk_gradient", -0.1, "greater than or equal to 0, got -0.1"),
-        ("profiles.embedded.finetune.attention.am_grad", "both", "'shared' or 'attention_only', got 'both'"),
+        ("profiles.embedded.finetune.attention.masked_gradient", "both", "'shared' or 'attention_only', got 'both'"),
         ("profiles.embedded.finetune.attention.guidance", "points", "'shuffled_masks', got 'points'"),
         ("profiles.embedded.finetune.attention.guidance_resolution", "pixel", "'grid' or 'image', got 'pixel'"),
         ("profiles.embedded.finetune.attention.guidance_reduction", "max", "'mean' or 'sum', got 'max'"),
@@ -276,11 +274,11 @@ OVERRIDES = "profiles.embedded.finetune.variants.gain.attention"
 
 
 def test_variant_differs_in_what_it_says_and_in_nothing_else(tmp_path):
-    overrides = {"am_grad": "attention_only", "trunk_gradient": 0.125, "pixel_labels": {"count": 7}}
+    overrides = {"masked_gradient": "attention_only", "trunk_gradient": 0.125, "pixel_labels": {"count": 7}}
     finetune = load_params(written(tmp_path, {OVERRIDES: overrides})).profile.finetune
     shared, gain = finetune.attention.model_dump(), finetune.attention_of("gain").model_dump()
     assert gain == {**shared, **overrides, "pixel_labels": {"count": 7, "fraction": None}}
-    assert (shared["am_grad"], shared["pixel_labels"]["count"]) == ("shared", None)
+    assert (shared["masked_gradient"], shared["pixel_labels"]["count"]) == ("shared", None)
     for variant in ("control", "gain_ext"):
         assert finetune.attention_of(variant) == finetune.attention
 
@@ -292,7 +290,7 @@ def test_variant_differs_in_what_it_says_and_in_nothing_else(tmp_path):
         ("guidence", "boxes", "unknown key 'guidence'; did you mean 'guidance'?"),
         ("zzz", 1, "unknown key 'zzz'; known keys: mask_threshold, mask_slope, "),
         ("mask_threshold", 1.5, "Input should be less than or equal to 1"),
-        ("am_grad", "both", "Input should be 'shared' or 'attention_only'"),
+        ("masked_gradient", "both", "Input should be 'shared' or 'attention_only'"),
         ("pixel_labels", {"count": 5, "fraction": 0.5}, "name either count (images) or fraction"),
         ("pixel_labels", {}, "name either count (images) or fraction"),
     ],

@@ -16,7 +16,8 @@ import pytest
 
 import pipeline.cli.doctor
 import pipeline.flows.services
-from pipeline.base.params import RemoteFile, load_params
+from pipeline.base.params import load_params
+from pipeline.base.sections import RemoteFile
 from pipeline.cli.doctor import examine, training_bytes
 from pipeline.training.devices import Device
 

@@ -65,7 +65,7 @@ def test_clone_has_uncommitted_changes_and_overrides_and_leaves_the_checkout_alo
     (folder / "prefect.yaml").unlink()
     before = git(folder, "status", "--short"), (folder / "params.yaml").read_bytes()
     first = prepare_experiment(folder, ["seed=3"], "three")
-    assert (first.name, first.params.seed, first.params.profile.pretrain.num_epochs) == ("three", 3, 7)
+    assert (first.name, first.params.seed, first.params.pretrain.num_epochs) == ("three", 3, 7)
     assert not (first.folder / "prefect.yaml").exists()
     assert (git(folder, "status", "--short"), (folder / "params.yaml").read_bytes()) == before
     assert git(folder, "stash", "list") == ""

@@ -2,8 +2,7 @@
 
 import pytest
 
-from pipeline.base.addresses import without_credentials
-from pipeline.base.errors import PipelineError
+from pipeline.base.errors import PipelineError, without_credentials
 from pipeline.flows.services import check_prefect_server, problem_with
 
 

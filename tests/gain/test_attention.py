@@ -249,11 +249,11 @@ def test_batch_equals_stacked_singles(tiny_model, batch):
         assert torch.allclose(getattr(together, name), stacked, atol=1e-5), name
 
 
-@pytest.mark.parametrize("am_grad", ["shared", "attention_only"])
+@pytest.mark.parametrize("masked_gradient", ["shared", "attention_only"])
 @pytest.mark.parametrize("layer", ["conv5_3", "pool5"])
-def test_masked_logits_are_the_pairs_own_class_on_its_own_image(tiny_model, batch, layer, am_grad):
+def test_masked_logits_are_the_pairs_own_class_on_its_own_image(tiny_model, batch, layer, masked_gradient):
     model = tiny_model(attention_layer=layer)
-    network = GuidedNetwork(model, am_grad=am_grad)
+    network = GuidedNetwork(model, masked_gradient=masked_gradient)
     output = network(batch.image, class_pairs(batch.image_labels, 4), ALL_LOSSES)
     for n, (i, c) in enumerate(zip(*output.pairs, strict=True)):
         upsampled = attention_to_image(output.attention[n : n + 1], (48, 40), model.attention_grid)
@@ -303,7 +303,10 @@ def parameter_gradients(model, value, upstream=None):
 
 def test_both_judges_give_the_same_loss_and_the_same_gradient_to_the_map(tiny_model, batch):
     model = tiny_model()
-    shared, alone = (mining(GuidedNetwork(model, am_grad=am_grad), batch) for am_grad in ("shared", "attention_only"))
+    shared, alone = (
+        mining(GuidedNetwork(model, masked_gradient=masked_gradient), batch)
+        for masked_gradient in ("shared", "attention_only")
+    )
     assert torch.equal(shared[0], alone[0])
     assert torch.equal(shared[2], alone[2])
     assert alone[2].abs().max() > 0
@@ -311,7 +314,7 @@ def test_both_judges_give_the_same_loss_and_the_same_gradient_to_the_map(tiny_mo
 
 def test_attention_only_mining_reaches_parameters_through_the_map_alone(tiny_model, batch):
     model = tiny_model()
-    network = GuidedNetwork(model, second_order=True, trunk_gradient=0.5, am_grad="attention_only")
+    network = GuidedNetwork(model, second_order=True, trunk_gradient=0.5, masked_gradient="attention_only")
     loss, attention, upstream = mining(network, batch)
     whole, through_the_map = parameter_gradients(model, loss), parameter_gradients(model, attention, upstream)
     for name, gradient in through_the_map.items():
@@ -323,17 +326,17 @@ def test_attention_only_mining_reaches_parameters_through_the_map_alone(tiny_mod
     assert whole["classifier.fc1.weight"].abs().max() > 0
 
 
-@pytest.mark.parametrize("am_grad", ["shared", "attention_only"])
-def test_judge_of_the_masked_image_learns_only_if_shared(tiny_model, batch, am_grad):
+@pytest.mark.parametrize("masked_gradient", ["shared", "attention_only"])
+def test_judge_of_the_masked_image_learns_only_if_shared(tiny_model, batch, masked_gradient):
     """With nothing let through the map, what is left is what the masked pass gives to those who classify it."""
     model = tiny_model()
-    loss, _, _ = mining(GuidedNetwork(model, trunk_gradient=0.0, am_grad=am_grad), batch)
+    loss, _, _ = mining(GuidedNetwork(model, trunk_gradient=0.0, masked_gradient=masked_gradient), batch)
     learning = {
         name
         for name, gradient in parameter_gradients(model, loss).items()
         if gradient is not None and gradient.abs().max() > 0
     }
-    if am_grad == "attention_only":
+    if masked_gradient == "attention_only":
         assert learning == set()
     else:
         assert {"trunk.conv1_1.weight", "trunk.conv5_3.weight", "classifier.fc1.weight"} <= learning
@@ -343,13 +346,13 @@ def test_judge_that_stands_still_keeps_its_statistics_too(tiny_model, batch):
     model = tiny_model()
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     training_mode(model, frozen=[], update_batch_norm=False)
-    mining(GuidedNetwork(model, am_grad="attention_only"), batch)
+    mining(GuidedNetwork(model, masked_gradient="attention_only"), batch)
     assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
     assert all(p.requires_grad for p in model.trunk.parameters())
 
 
 def guided_gradients(model, batch, needs, trunk_gradient):
-    network = GuidedNetwork(model, second_order=True, trunk_gradient=trunk_gradient, am_grad="attention_only")
+    network = GuidedNetwork(model, second_order=True, trunk_gradient=trunk_gradient, masked_gradient="attention_only")
     output = network(batch.image, class_pairs(batch.image_labels, 4), frozenset({needs}))
     if needs == "attention_mining":
         loss = attention_mining_loss(output.masked_logits, output.alive)

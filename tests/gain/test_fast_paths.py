@@ -69,13 +69,13 @@ def mined_by_hand(model, batch: Sample, *, stride: int, learn: bool) -> dict[str
     return found | {"loss/attention_mining": loss.detach()}
 
 
-@pytest.mark.parametrize("am_grad", ["shared", "attention_only"])
+@pytest.mark.parametrize("masked_gradient", ["shared", "attention_only"])
 @pytest.mark.parametrize("stride", [1, 2, 4])
-def test_masked_pass_is_one_pass_per_pair(tiny_model, scene, stride, am_grad):
+def test_masked_pass_is_one_pass_per_pair(tiny_model, scene, stride, masked_gradient):
     model = tiny_model()
-    network = GuidedNetwork(model, masked_stride=stride, am_grad=am_grad)
+    network = GuidedNetwork(model, masked_stride=stride, masked_gradient=masked_gradient)
     found = gradients(network, scene, {"attention_mining": 1.0})
-    expected = mined_by_hand(model, scene, stride=stride, learn=am_grad == "shared")
+    expected = mined_by_hand(model, scene, stride=stride, learn=masked_gradient == "shared")
     assert any(name.startswith("trunk") for name in expected)
     assert_close(found, expected)
 
@@ -90,9 +90,9 @@ def test_masked_pass_takes_any_size(tiny_model, stride, size):
     assert torch.isfinite(output.masked_logits).all()
 
 
-@pytest.mark.parametrize("am_grad", ["shared", "attention_only"])
+@pytest.mark.parametrize("masked_gradient", ["shared", "attention_only"])
 @pytest.mark.parametrize("update_batch_norm", [True, False])
-def test_recomputed_activations_give_the_same_step(tiny_model, scene, am_grad, update_batch_norm):
+def test_recomputed_activations_give_the_same_step(tiny_model, scene, masked_gradient, update_batch_norm):
     """Gradients, and statistics of batch normalisation, which a second pass must not enter twice."""
     results = []
     start = tiny_model().state_dict()
@@ -101,7 +101,7 @@ def test_recomputed_activations_give_the_same_step(tiny_model, scene, am_grad, u
         model.load_state_dict(start)
         model.trunk.checkpoint_activations = checkpoint_activations
         training_mode(model, frozen=[], update_batch_norm=update_batch_norm)
-        network = GuidedNetwork(model, second_order=True, masked_stride=2, am_grad=am_grad)
+        network = GuidedNetwork(model, second_order=True, masked_stride=2, masked_gradient=masked_gradient)
         results.append(gradients(network, scene) | {name: b.clone().float() for name, b in model.named_buffers()})
     assert_close(results[1], results[0])
     assert bool(results[0]["trunk.bn1_1.num_batches_tracked"]) is update_batch_norm

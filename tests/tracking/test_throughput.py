@@ -43,13 +43,13 @@ def test_pass_of_the_trunk_costs_three_times_its_convolutions(tiny_model):
 
 
 @pytest.mark.parametrize(
-    ("am_grad", "factor"), [("shared", 3), ("attention_only", 2)], ids=["weights learn", "weights stand still"]
+    ("masked_gradient", "factor"), [("shared", 3), ("attention_only", 2)], ids=["weights learn", "weights stand still"]
 )
 @pytest.mark.parametrize("stride", [1, 2])
-def test_masked_pass_is_one_of_the_trunk_at_its_resolution(tiny_model, am_grad, factor, stride):
+def test_masked_pass_is_one_of_the_trunk_at_its_resolution(tiny_model, masked_gradient, factor, stride):
     model = tiny_model()
     forward, _ = trunk_flops(model, 64 // stride)
-    found = flops_of(model, MINING, am_grad=am_grad, masked_stride=stride)
+    found = flops_of(model, MINING, masked_gradient=masked_gradient, masked_stride=stride)
     assert found.per_pair == pytest.approx(factor * forward, rel=0.02)
 
 

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import Dataset
 
 from pipeline.base.errors import PipelineError
-from pipeline.base.params import Training
+from pipeline.base.sections import Training
 from pipeline.data.loading import Sample, training_loader
 from pipeline.gain.attention import GuidedNetwork, class_pairs
 from pipeline.gain.losses import Criterion
@@ -398,13 +398,13 @@ class HostReads(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("am_grad", ["shared", "attention_only"])
-def test_step_reads_nothing_back_from_the_device(tiny_model, batch, monkeypatch, am_grad):
+@pytest.mark.parametrize("masked_gradient", ["shared", "attention_only"])
+def test_step_reads_nothing_back_from_the_device(tiny_model, batch, monkeypatch, masked_gradient):
     """A GPU can then be given the next step while it works on this one. Pairs are chosen before, on the host."""
     monkeypatch.setattr("pipeline.training.loop.LOOK_SECONDS", math.inf)
     model = tiny_model()
     freeze(model, [])
-    network = GuidedNetwork(model, second_order=True, masked_stride=2, am_grad=am_grad)
+    network = GuidedNetwork(model, second_order=True, masked_stride=2, masked_gradient=masked_gradient)
     fabric = Fabric(accelerator="cpu", devices=1)
     guided, optimizer = fabric.setup(network, build_optimizer(model, OPTIONS, fused=True))
     criterion = Criterion(ALL_WEIGHTS, model.attention_grid)

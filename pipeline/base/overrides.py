@@ -1,0 +1,51 @@
+"""Which changes of params.yaml change nothing that the chosen profile reads."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+from pipeline.base.params import Document, place_of, resolve
+
+_ABSENT = object()
+
+
+def unused_changes(before: Document, after: Document) -> list[str]:
+    """The dotted keys that differ between two documents although the parameters read from `after` do not need them.
+
+    A value at the top of params.yaml that the chosen profile overrides is one, and a value of another profile.
+    """
+    old, new = _leaves(before), _leaves(after)
+    changed = [key for key in {**old, **new} if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
+    resolved = resolve(after)
+    return [".".join(key) for key in changed if resolve(_with(after, key, old.get(key, _ABSENT))) == resolved]
+
+
+def explained(key: str, document: Document) -> str:
+    """Why a change of `key` is unused, and what to change instead, as half a sentence."""
+    name = document["profile"]
+    if key.startswith("profiles."):
+        return f"the chosen profile is {name}"
+    return f"profile {name} says otherwise; change {place_of(document, key)}"
+
+
+def _leaves(document: Document) -> dict[tuple[str, ...], Any]:
+    leaves: dict[tuple[str, ...], Any] = {}
+    for key, value in document.items():
+        if isinstance(value, Mapping) and value:
+            leaves |= {(str(key), *rest): leaf for rest, leaf in _leaves(value).items()}
+        else:
+            leaves[str(key),] = value
+    return leaves
+
+
+def _with(document: Document, key: tuple[str, ...], value: Any) -> Document:
+    changed = section = deepcopy(dict(document))
+    for part in key[:-1]:
+        inner = section.get(part)
+        section[part] = inner = inner if isinstance(inner, dict) else {}
+        section = inner
+    if value is _ABSENT:
+        section.pop(key[-1], None)
+    else:
+        section[key[-1]] = value
+    return changed

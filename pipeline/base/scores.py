@@ -1,0 +1,36 @@
+"""The names of all scores by group: what params.yaml may name, and what reports/evaluate/metrics.json holds.
+
+A test compares the list with what the stage evaluate writes. What each score means stands in evaluation/metrics.py,
+report/context_bias.py and report/faithfulness.py.
+"""
+
+_BY_SIZE = ("attention_iou", "mask_precision", "mask_recall", "energy_pointing_game", "pointing_game")
+
+SCORES: dict[str, tuple[str, ...]] = {
+    "segmentation": ("pixel_accuracy", "mean_accuracy", "mean_iou", "frequency_weighted_iou"),
+    "classification": ("class_accuracy", "exact_match", "macro_f1"),
+    "attention": (
+        "attention_iou",
+        "mask_precision",
+        "mask_recall",
+        "energy_pointing_game",
+        "pointing_game",
+        "pointing_game_centre",
+        "coverage",
+        "attention_iou_best",
+        "attention_best_threshold",
+        "dead_map_rate",
+        *(f"{name}_{size}" for size in ("small", "medium", "large") for name in _BY_SIZE),
+        "deletion_auc",
+        "insertion_auc",
+    ),
+    "context_bias": ("object_without_context", "context_without_object", "overall", "worst_group"),
+}
+# They describe a map or the data and are no aim: neither more nor less of them is better.
+NO_AIM = ("pointing_game_centre", "coverage", "attention_best_threshold")
+LOWER_IS_BETTER = ("dead_map_rate", "deletion_auc")
+
+
+def score_names() -> list[str]:
+    """Every score, in the order of the groups."""
+    return [name for names in SCORES.values() for name in names]

@@ -1,0 +1,296 @@
+"""One frozen, strict class per section of params.yaml: every range checked, unknown keys refused.
+
+These classes are the only list of their fields: the drawing recipe, the architecture, the augmentation and the rest are
+handed on as they are. Units and sources stand beside the values in params.yaml.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+
+Part = Literal["trunk", "decoder", "classifier"]
+CHECKSUM = r"^(md5:[0-9a-f]{32}|sha256:[0-9a-f]{64})$"
+LossName = Literal["segmentation", "classification", "attention_mining", "external_supervision"]
+
+
+class Section(BaseModel):
+    """Base of every params.yaml section: immutable, no unknown keys, no silent type conversion."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Runtime(Section):
+    """Where and how precisely to compute. `auto` picks the best that is present and says what it picked."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+    devices: PositiveInt
+    num_nodes: PositiveInt
+    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"]
+    compile: bool
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes of a training, one per device."""
+        return self.devices * self.num_nodes
+
+
+class Resources(Section):
+    """What changes the speed and never a result; DVC does not track it."""
+
+    num_workers: Annotated[int, Field(ge=0)]
+    cache_images: bool
+    activation_checkpointing: bool
+
+
+class RemoteFile(Section):
+    """A file from elsewhere: where you have it, or which mirrors deliver it, in the order in which they are asked."""
+
+    path: str | None
+    mirrors: list[str]
+    checksum: Annotated[str, Field(pattern=CHECKSUM)] | None
+
+    @model_validator(mode="after")
+    def _can_be_had_and_checked(self) -> "RemoteFile":
+        if self.path is None and not self.mirrors:
+            raise ValueError("name the path of the file, or mirrors to fetch it from")
+        if self.path is None and self.checksum is None:
+            raise ValueError("a file that is fetched needs a checksum, md5:HEX or sha256:HEX")
+        return self
+
+
+class EmbeddedData(Section):
+    """The embedded data set: how many pictures, and how they are drawn (see datasets/embedded.py)."""
+
+    source: Literal["embedded"]
+    image_size: Annotated[int, Field(ge=32, le=1024)]
+    num_train: PositiveInt
+    num_val: PositiveInt
+    num_test: PositiveInt
+    num_counterfactual: PositiveInt
+    context_strength: Fraction
+    empty_fraction: Fraction
+    multi_object_fraction: Fraction
+    object_scale: Annotated[tuple[float, float], Field(strict=False)]
+    max_rotation: Annotated[float, Field(ge=0.0, le=180.0)]
+    occlusion_fraction: Fraction
+    void_border: Annotated[int, Field(ge=0, le=8)]
+    jpeg_quality: Annotated[int, Field(ge=50, le=100)]
+
+    @model_validator(mode="after")
+    def _scales_are_ordered(self) -> "EmbeddedData":
+        low, high = self.object_scale
+        if not 0.0 < low <= high <= 1.0:
+            raise ValueError(f"object_scale must be 0 < low <= high <= 1, got [{low}, {high}]")
+        return self
+
+
+class Voc2012Data(Section):
+    """PASCAL VOC 2012, on request with the masks of SBD (see datasets/sbd.py)."""
+
+    source: Literal["voc2012"]
+    archive: RemoteFile
+    sbd: RemoteFile | None
+    train_split: Literal["train", "trainaug"]
+    test_split: Literal["seg11valid", "val"]
+    num_val: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _sbd_is_there_when_needed(self) -> "Voc2012Data":
+        if self.train_split == "trainaug" and self.sbd is None:
+            raise ValueError("train_split: trainaug needs the archive of SBD under sbd")
+        if (self.test_split == "val") != (self.num_val > 0):
+            raise ValueError(
+                "num_val is the number of training images that validate when test_split is val; 0 with seg11valid"
+            )
+        return self
+
+
+class FolderData(Section):
+    """Images and masks of your own in VOC layout: a folder, or a tar or zip archive of one (datasets/own_folder.py)."""
+
+    source: Literal["folder"]
+    path: str
+    ignore_index: Annotated[int, Field(ge=1, le=255)]
+
+
+Download = EmbeddedData | Voc2012Data | FolderData
+SOURCES: dict[str, type[Section]] = {"embedded": EmbeddedData, "voc2012": Voc2012Data, "folder": FolderData}
+
+
+class Architecture(Section):
+    """FCN8s: VGG16's topology at a multiple of its width; it goes into every weights file."""
+
+    width: Annotated[float, Field(gt=0.0, le=2.0)]
+    fc_channels: PositiveInt
+    head_channels: PositiveInt
+    head_bias: bool
+    batch_norm: bool
+    padding: Literal[1, 100]
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
+    skip_scales: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)]
+    attention_layer: Literal["conv5_3", "pool5"]
+
+
+class Augmentation(Section):
+    """How a training image differs from the file: a flip, a change of size, a crop, in this order."""
+
+    horizontal_flip: Fraction
+    crop_size: Annotated[int, Field(ge=32)] | None
+    scale: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)]
+
+    @model_validator(mode="after")
+    def _scales_are_ordered(self) -> "Augmentation":
+        low, high = self.scale
+        if low > high:
+            raise ValueError(f"scale must be low <= high, got [{low}, {high}]")
+        if (low, high) != (1.0, 1.0) and self.crop_size is None:
+            raise ValueError("scale changes the size of images: a batch of them needs a crop_size")
+        return self
+
+
+class Training(Augmentation):
+    """One run of the training loop; pretrain, classify and finetune differ only in these values."""
+
+    num_epochs: PositiveInt
+    batch_size: PositiveInt
+    accumulate_grad_batches: PositiveInt
+    optimizer: Literal["adamw", "sgd"]
+    learning_rate: PositiveFloat
+    learning_rate_scales: dict[Part, NonNegativeFloat]
+    momentum: Fraction
+    weight_decay: NonNegativeFloat
+    warmup_fraction: Fraction
+    max_gradient_norm: PositiveFloat
+    frozen: list[Part]
+    update_batch_norm: bool
+    select: Literal["best", "last"]
+    num_panel_images: Annotated[int, Field(ge=0)]
+
+
+class InitialWeights(Section):
+    """What pretraining starts from, or what replaces it (see model/imported.py)."""
+
+    source: Literal["random", "imagenet", "pytorch_fcn8s", "pytorch_fcn8s_atonce", "safetensors"]
+    file: RemoteFile | None
+
+    @property
+    def file_name(self) -> str:
+        """What the file is called once it is here."""
+        return f"{self.source}.safetensors" if self.source == "safetensors" else f"{self.source}.pth"
+
+    @model_validator(mode="after")
+    def _file_fits_the_source(self) -> "InitialWeights":
+        if (self.source == "random") != (self.file is None):
+            raise ValueError(
+                "file says where imported weights come from; it is null with source: random, and only then"
+            )
+        return self
+
+
+class Pretrain(Training):
+    """FCN8s on the segmentation loss; with 0 epochs, imported weights as they are."""
+
+    num_epochs: Annotated[int, Field(ge=0)]
+    weights: InitialWeights
+
+    @model_validator(mode="after")
+    def _weights_are_complete_or_trained(self) -> "Pretrain":
+        if self.num_epochs == 0 and self.weights.source in ("random", "imagenet"):
+            raise ValueError(
+                f"num_epochs is 0, but weights of source {self.weights.source!r} cannot segment yet; train at least 1"
+            )
+        return self
+
+
+class Classify(Training):
+    """The classifier on the frozen trunk."""
+
+    @model_validator(mode="after")
+    def _trunk_is_frozen(self) -> "Classify":
+        if "trunk" not in self.frozen or "classifier" in self.frozen:
+            raise ValueError(
+                "classify trains the classifier on the frozen trunk: frozen must name trunk, not classifier"
+            )
+        return self
+
+
+class PixelLabels(Section):
+    """How many training images keep their pixel labels for external supervision: a count, or a fraction of all."""
+
+    count: Annotated[int, Field(ge=0)] | None = None
+    fraction: Fraction | None = None
+
+    @model_validator(mode="after")
+    def _is_one_of_two(self) -> "PixelLabels":
+        if (self.count is None) == (self.fraction is None):
+            raise ValueError("name either count (images) or fraction (of the training images), one of the two")
+        return self
+
+
+class Attention(Section):
+    """Equations 1 to 7 and the choices that the paper leaves open."""
+
+    mask_threshold: Fraction
+    mask_slope: PositiveFloat
+    max_classes_per_image: PositiveInt
+    masked_stride: Literal[1, 2, 4]
+    second_order: bool
+    trunk_gradient: Fraction
+    masked_gradient: Literal["shared", "attention_only"]
+    guidance: Literal["masks", "boxes", "shuffled_masks"]
+    guidance_resolution: Literal["grid", "image"]
+    guidance_reduction: Literal["mean", "sum"]
+    guidance_sharpness: PositiveFloat
+    guidance_distance: Literal["squared", "absolute"]
+    pixel_labels: PixelLabels
+    ramp_fraction: Fraction
+
+
+class Variant(Section):
+    """One way to fine-tune: the weights of its losses, and the attention choices in which it differs."""
+
+    loss_weights: dict[LossName, NonNegativeFloat]
+    attention: dict[str, Any] = Field(default_factory=dict)
+
+
+class Evaluate(Section):
+    """How the models are scored; the scores are listed in base/scores.py."""
+
+    batch_size: PositiveInt
+    attention_threshold: Fraction
+    num_panels: PositiveInt
+    panel_scale: Annotated[int, Field(ge=1, le=8)]
+    num_replicates: Annotated[int, Field(ge=100)]
+    num_deletion_images: Annotated[int, Field(ge=0)]
+    deletion_steps: Annotated[int, Field(ge=2)]
+
+
+class Register(Section):
+    """Which variant becomes the challenger."""
+
+    registered_model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    candidates: list[str]
+    metric: str
+
+
+class Promote(Section):
+    """What a challenger must show to become the champion, both scored on the same data.
+
+    `not_below` maps a score to how far below the champion's it may lie; of the scores in `better`, one at least must be
+    higher than the champion's.
+    """
+
+    not_below: dict[str, NonNegativeFloat]
+    better: list[str]
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> "Promote":
+        if not self.better:
+            raise ValueError("better must name at least one score in which a challenger can win")
+        return self
