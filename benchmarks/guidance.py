@@ -22,14 +22,8 @@ from torch.optim import Optimizer
 
 from pipeline.base.files import write_json
 from pipeline.data.loading import Sample
-from pipeline.gain.attention import (
-    GuidedNetwork,
-    attention_to_image,
-    class_attention,
-    class_pairs,
-    normalise_attention,
-    soft_mask,
-)
+from pipeline.gain.attention import attention_to_image, class_attention, normalise_attention, soft_mask
+from pipeline.gain.network import GuidedNetwork, class_pairs
 from pipeline.gain.losses import Criterion, classification_loss, segmentation_loss
 from pipeline.model.fcn8s import AttentionGrid, FCN8s
 from pipeline.tracking.throughput import TrainingFlops, peak_flops, training_flops

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from pipeline.base.sections import Training
 from pipeline.data.loading import Sample, evaluation_loader, training_loader
 from pipeline.evaluation.passes import evaluate, validation_row
-from pipeline.gain.attention import GuidedNetwork
+from pipeline.gain.network import GuidedNetwork
 from pipeline.gain.losses import LOSS_NAMES, Criterion
 from pipeline.model.fcn8s import FCN8s
 from pipeline.training.checkpoints import CheckpointFile

@@ -15,7 +15,8 @@ from torch.utils.data import Dataset
 from pipeline.base.sections import Training
 from pipeline.data.loading import Sample, evaluation_loader, training_loader
 from pipeline.evaluation.passes import evaluate, validation_row
-from pipeline.gain.attention import GuidedNetwork, class_attention, class_pairs
+from pipeline.gain.attention import class_attention
+from pipeline.gain.network import GuidedNetwork, class_pairs
 from pipeline.gain.losses import Criterion
 from pipeline.release.prediction import Outputs, predict
 from pipeline.tracking.throughput import peak_flops, training_flops

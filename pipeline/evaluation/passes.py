@@ -25,14 +25,8 @@ from pipeline.evaluation.metrics import (
     resample_weights,
     segmentation_metrics,
 )
-from pipeline.gain.attention import (
-    Pairs,
-    attention_to_image,
-    class_attention,
-    class_pairs,
-    normalise_attention,
-    soft_mask,
-)
+from pipeline.gain.attention import attention_to_image, class_attention, normalise_attention, soft_mask
+from pipeline.gain.network import Pairs, class_pairs
 from pipeline.model.fcn8s import FCN8s
 from pipeline.report.faithfulness import deletion_and_insertion
 

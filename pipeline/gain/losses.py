@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.base.sections import Attention
 from pipeline.base.ranks import rank_mean
 from pipeline.data.loading import Sample
 from pipeline.data.voc import IGNORE_INDEX
-from pipeline.gain.attention import GuidedOutput, Pairs, attention_to_image
+from pipeline.gain.attention import attention_to_image
+from pipeline.gain.network import GuidedOutput, Pairs
 from pipeline.model.fcn8s import AttentionGrid
 
 LOSS_NAMES = ("segmentation", "classification", "attention_mining", "external_supervision")
@@ -62,8 +64,8 @@ def external_supervision_loss(
     mask: Tensor,
     weight: Tensor,
     selected: Tensor,
-    reduction: Literal["mean", "sum"] = "mean",
-    distance: Literal["squared", "absolute"] = "squared",
+    reduction: Literal["mean", "sum"],
+    distance: Literal["squared", "absolute"],
 ) -> Tensor:
     """Eq. 7: L_e = (A^c - H^c)^2 over the cells of a map, then a mean over pairs.
 
@@ -87,7 +89,7 @@ def external_supervision_loss(
 
 
 def pixel_supervision(
-    guidance: Tensor, pairs: Pairs, grid: AttentionGrid, sharpness: float = 1.0
+    guidance: Tensor, pairs: Pairs, grid: AttentionGrid, sharpness: float
 ) -> tuple[Tensor, Tensor]:
     """H^c of Eq. 7 on the attention grid: class masks averaged over each cell and divided by their maximum.
 
@@ -115,19 +117,15 @@ class Criterion:
     Args:
         loss_weights: by LOSS_NAMES; a loss that is not named, or weighs 0, is not computed.
         grid: `FCN8s.attention_grid`.
-        guidance_resolution: where Eq. 7 compares attention with guidance: on the attention `grid`, or upsampled, at
-            the resolution of the `image`.
-        guidance_reduction: see `external_supervision_loss`.
-        guidance_sharpness: see `pixel_supervision`; without effect at the resolution of the image.
-        guidance_distance: see `external_supervision_loss`.
+        attention: of it, guidance_resolution says where Eq. 7 compares attention with guidance: on the attention
+            `grid`, or upsampled, at the resolution of the `image`; guidance_reduction and guidance_distance are those
+            of `external_supervision_loss`; guidance_sharpness that of `pixel_supervision`, without effect at the
+            resolution of the image.
     """
 
     loss_weights: Mapping[str, float]
     grid: AttentionGrid
-    guidance_resolution: Literal["grid", "image"] = "grid"
-    guidance_reduction: Literal["mean", "sum"] = "mean"
-    guidance_sharpness: float = 1.0
-    guidance_distance: Literal["squared", "absolute"] = "squared"
+    attention: Attention
 
     @property
     def needs(self) -> frozenset[str]:
@@ -160,16 +158,16 @@ class Criterion:
         assert pairs is not None
         assert attention is not None
         assert alive is not None
-        if self.guidance_resolution == "image":
+        if self.attention.guidance_resolution == "image":
             attention = attention_to_image(attention, (guidance.shape[1], guidance.shape[2]), self.grid)
             pixels = guidance[pairs.image_index]
             mask, weight = (pixels == pairs.class_index[:, None, None] + 1).float(), (pixels != IGNORE_INDEX).float()
         else:
-            mask, weight = pixel_supervision(guidance, pairs, self.grid, self.guidance_sharpness)
+            mask, weight = pixel_supervision(guidance, pairs, self.grid, self.attention.guidance_sharpness)
         # Without a pixel of its class, nobody has said where to look.
         selected = alive & (mask.amax(dim=(1, 2)) > 0)
         return external_supervision_loss(
-            attention, mask, weight, selected, self.guidance_reduction, self.guidance_distance
+            attention, mask, weight, selected, self.attention.guidance_reduction, self.attention.guidance_distance
         )
 
 

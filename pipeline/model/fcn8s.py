@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.base.sections import Architecture
 from pipeline.model.decoder import Decoder
 from pipeline.model.trunk import Features, InputSpace, Trunk, pool, run
 
@@ -57,62 +58,43 @@ class FCN8s(nn.Module):
 
     Args:
         num_foreground_classes: C; the segmentation has C + 1 classes, background first.
-        width: multiple of VGG16's channels.
-        fc_channels: channels of fc6 and fc7 (4096 in the paper).
-        head_channels: hidden units of the classifier.
-        head_bias: biases in its hidden layers, see `Classifier`.
-        batch_norm: batch normalisation after each trunk convolution.
-        padding: of conv1_1, 1 or 100 (Caffe). The two need different weights; it never changes after construction.
-        dropout: probability after fc6 and fc7.
-        skip_scales: factors on pool4 and pool3 before scoring; (0.01, 0.0001) for "at once" training.
-        input_space: what conv1_1 was trained on. Images come as `imagenet_rgb` whatever it is, normalised by
-            data/loading.py; weights from Caffe want `caffe_bgr` and have it made of them.
-        attention_layer: whose activations Grad-CAM weighs: conv5_3 (after ReLU, stride 16; the paper's) or pool5 (32).
+        options: see params.yaml for what each means. `padding` of conv1_1 is 1 or 100 (Caffe): the two need different
+            weights, and it never changes after construction. `attention_layer` is conv5_3 (after ReLU, stride 16; the
+            paper's) or pool5 (stride 32).
+        input_space: what conv1_1 was trained on. Images come as `imagenet_rgb` in any case, normalised by data/samples.py;
+            weights from Caffe want `caffe_bgr` and have it made of them.
     """
 
     PARTS = ("trunk", "decoder", "classifier")
 
     def __init__(
-        self,
-        num_foreground_classes: int,
-        *,
-        width: float = 1.0,
-        fc_channels: int = 4096,
-        head_channels: int = 1024,
-        head_bias: bool = True,
-        batch_norm: bool = False,
-        padding: int = 1,
-        dropout: float = 0.5,
-        skip_scales: tuple[float, float] = (1.0, 1.0),
-        attention_layer: str = "conv5_3",
-        input_space: InputSpace = "imagenet_rgb",
+        self, num_foreground_classes: int, options: Architecture, *, input_space: InputSpace = "imagenet_rgb"
     ) -> None:
         super().__init__()
-        self.architecture: dict[str, Any] = {
-            "width": width,
-            "fc_channels": fc_channels,
-            "head_channels": head_channels,
-            "head_bias": head_bias,
-            "batch_norm": batch_norm,
-            "padding": padding,
-            "dropout": dropout,
-            "skip_scales": tuple(skip_scales),
-            "attention_layer": attention_layer,
-            "input_space": input_space,
-        }
+        self.options = options
+        self.input_space = input_space
         self.num_foreground_classes = num_foreground_classes
-        self.attention_layer = attention_layer
-        self.attention_grid = AttentionGrid(ATTENTION_STRIDES[attention_layer], padding)
-        self.trunk = Trunk(width=width, batch_norm=batch_norm, padding=padding, input_space=input_space)
+        self.attention_layer = options.attention_layer
+        self.attention_grid = AttentionGrid(ATTENTION_STRIDES[options.attention_layer], options.padding)
+        self.trunk = Trunk(
+            width=options.width, batch_norm=options.batch_norm, padding=options.padding, input_space=input_space
+        )
         self.decoder = Decoder(
             num_foreground_classes + 1,
-            width=width,
-            fc_channels=fc_channels,
-            padding=padding,
-            dropout=dropout,
-            skip_scales=skip_scales,
+            width=options.width,
+            fc_channels=options.fc_channels,
+            padding=options.padding,
+            dropout=options.dropout,
+            skip_scales=options.skip_scales,
         )
-        self.classifier = Classifier(self.trunk.out_channels, head_channels, num_foreground_classes, bias=head_bias)
+        self.classifier = Classifier(
+            self.trunk.out_channels, options.head_channels, num_foreground_classes, bias=options.head_bias
+        )
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """What a file of weights says of its network: the options by name, and `input_space`."""
+        return {**self.options.model_dump(), "input_space": self.input_space}
 
     def features(self, image: Tensor, *, learn: bool = True) -> Features:
         """(B, 3, H, W) normalised RGB to trunk features; without `learn`, the weights get no gradient."""

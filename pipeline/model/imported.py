@@ -1,7 +1,7 @@
 """Weights from elsewhere as a network of this project: VGG16 of torchvision, FCN8s of pytorch-fcn, or our own files.
 
 Each kind of weights has a description of what it was trained with, which comes along with the tensors or refuses a
-network that differs: nobody has to remember that Caffe's weights want BGR. Pickled code is never executed.
+network that differs: that Caffe's weights want BGR need not be remembered. Pickled code is never executed.
 """
 
 import pickle
@@ -13,31 +13,28 @@ import torch
 from torch import Tensor
 
 from pipeline.base.errors import PipelineError
+from pipeline.base.sections import Architecture
 from pipeline.model.fcn8s import FCN8s
-from pipeline.model.trunk import VGG16_BLOCKS
+from pipeline.model.trunk import VGG16_BLOCKS, InputSpace
 from pipeline.model.weights import build_model, check_tensors, load_weights
 
-# What model.* of params.yaml must say for the weights to mean what they meant; input_space comes from here alone.
-DESCRIPTIONS: dict[str, dict[str, Any]] = {
-    "random": {"input_space": "imagenet_rgb"},
-    "imagenet": {"input_space": "imagenet_rgb", "batch_norm": False},
-    "pytorch_fcn8s": {
-        "input_space": "caffe_bgr",
-        "batch_norm": False,
-        "padding": 100,
-        "skip_scales": (1.0, 1.0),
-    },
-    "pytorch_fcn8s_atonce": {
-        "input_space": "caffe_bgr",
-        "batch_norm": False,
-        "padding": 100,
-        "skip_scales": (0.01, 0.0001),
-    },
+# What model.* of params.yaml must say for the weights to mean what they meant.
+TRAINED_WITH: dict[str, dict[str, Any]] = {
+    "random": {},
+    "imagenet": {"batch_norm": False},
+    "pytorch_fcn8s": {"batch_norm": False, "padding": 100, "skip_scales": (1.0, 1.0)},
+    "pytorch_fcn8s_atonce": {"batch_norm": False, "padding": 100, "skip_scales": (0.01, 0.0001)},
+}
+INPUT_SPACES: dict[str, InputSpace] = {
+    "random": "imagenet_rgb",
+    "imagenet": "imagenet_rgb",
+    "pytorch_fcn8s": "caffe_bgr",
+    "pytorch_fcn8s_atonce": "caffe_bgr",
 }
 
 
 def initial_model(
-    source: str, path: Path | None, architecture: Mapping[str, Any], class_names: tuple[str, ...], *, seed: int
+    source: str, path: Path | None, architecture: Architecture, class_names: tuple[str, ...], *, seed: int
 ) -> FCN8s:
     """The network that pretraining starts from.
 
@@ -46,7 +43,6 @@ def initial_model(
             or `pytorch_fcn8s_atonce`, checkpoints of wkentaro/pytorch-fcn: trunk and decoder, the classifier random;
             or `safetensors`, a network of this project.
         path: the file; None for random.
-        architecture: FCN8s's keyword arguments, as params.yaml has them.
         class_names: foreground classes of the data.
         seed: of what stays random.
 
@@ -57,15 +53,14 @@ def initial_model(
     if source == "safetensors":
         assert path is not None
         return _own_model(path, architecture, class_names)
-    for key, value in DESCRIPTIONS[source].items():
-        if key in architecture and architecture[key] != value:
+    for key, value in TRAINED_WITH[source].items():
+        if (found := getattr(architecture, key)) != value:
             shown = list(value) if isinstance(value, tuple) else value
             raise PipelineError(
-                f"params.yaml: model.{key} is {architecture[key]!r}, but weights of source {source} were trained with "
-                f"{shown!r}; set it to that"
+                f"params.yaml: model.{key} is {found!r}, but weights of source {source} were trained with {shown!r}; "
+                "set it to that"
             )
-    input_space = DESCRIPTIONS[source]["input_space"]
-    model = build_model({**architecture, "input_space": input_space}, class_names, seed=seed)
+    model = build_model(architecture, class_names, seed=seed, input_space=INPUT_SPACES[source])
     if path is None:
         return model
     tensors = read_checkpoint(path)
@@ -133,14 +128,14 @@ def _from_vgg16(tensors: Mapping[str, Tensor], model: FCN8s) -> dict[str, Tensor
     return renamed
 
 
-def _own_model(path: Path, architecture: Mapping[str, Any], class_names: tuple[str, ...]) -> FCN8s:
+def _own_model(path: Path, architecture: Architecture, class_names: tuple[str, ...]) -> FCN8s:
     model, names = load_weights(path)
     if names != class_names:
         raise PipelineError(
             f"{path}: its classes are {', '.join(names)}; those of the data are {', '.join(class_names)}"
             "; import weights of the same classes"
         )
-    for key, value in architecture.items():
+    for key, value in architecture.model_dump().items():
         if model.architecture[key] != value:
             raise PipelineError(
                 f"params.yaml: model.{key} is {value!r}, but {path} holds a network with {model.architecture[key]!r}; "

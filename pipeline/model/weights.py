@@ -4,23 +4,29 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.base.errors import PipelineError
 from pipeline.base.files import atomic_file
+from pipeline.base.messages import one_line
+from pipeline.base.sections import Architecture
 from pipeline.model.fcn8s import FCN8s
+from pipeline.model.trunk import InputSpace
 
 
-def build_model(architecture: Mapping[str, Any], class_names: tuple[str, ...], *, seed: int) -> FCN8s:
-    """A freshly initialised network whose weights depend on `seed` alone. `architecture`: FCN8s's keyword arguments."""
+def build_model(
+    architecture: Architecture, class_names: tuple[str, ...], *, seed: int, input_space: InputSpace = "imagenet_rgb"
+) -> FCN8s:
+    """A freshly initialised network whose weights depend on `seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs as well, for good
-        return FCN8s(len(class_names), **architecture)
+        return FCN8s(len(class_names), architecture, input_space=input_space)
 
 
 def save_weights(path: Path, model: FCN8s, class_names: tuple[str, ...]) -> None:
@@ -58,9 +64,17 @@ def load_weights(path: Path) -> tuple[FCN8s, tuple[str, ...]]:
     try:
         network = json.loads(metadata["network"])
         class_names = tuple(str(name) for name in network["class_names"])
-        architecture = {**network["architecture"], "skip_scales": tuple(network["architecture"]["skip_scales"])}
+        options = dict(network["architecture"])
+        input_space = options.pop("input_space")
+        if input_space not in get_args(InputSpace):
+            raise ValueError(f"input_space {input_space!r} is none of {', '.join(get_args(InputSpace))}")
         with torch.device("meta"):  # no memory, no random numbers: every tensor comes from the file
-            model = FCN8s(len(class_names), **architecture)
+            model = FCN8s(len(class_names), Architecture.model_validate(options), input_space=input_space)
+    except ValidationError as error:
+        key, problem = one_line(error, Architecture)
+        raise PipelineError(
+            f"{path}: does not describe its network ({key}: {problem}); expected weights written by this project"
+        ) from error
     except (KeyError, TypeError, ValueError) as error:
         raise PipelineError(
             f"{path}: does not describe its network ({error!r}); expected weights written by this project"

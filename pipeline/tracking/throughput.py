@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.data.loading import Sample
-from pipeline.gain.attention import GuidedNetwork, Pairs
+from pipeline.gain.network import GuidedNetwork, Pairs
 from pipeline.gain.losses import Criterion
 from pipeline.training.loop import Work
 

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.base.sections import Training
 from pipeline.data.loading import Sample, start_epoch
-from pipeline.gain.attention import GuidedNetwork
+from pipeline.gain.network import GuidedNetwork
 from pipeline.gain.losses import Criterion
 from pipeline.training.loop import add_gradients, build_optimizer, freeze, in_steps, training_mode
 

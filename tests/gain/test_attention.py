@@ -6,18 +6,8 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
-from pipeline.gain.attention import (
-    DEAD_MAP_MAXIMUM,
-    GuidedNetwork,
-    attention_map,
-    attention_to_image,
-    class_attention,
-    class_pairs,
-    importance_weights,
-    masked_image,
-    normalise_attention,
-    soft_mask,
-)
+from pipeline.gain.attention import DEAD_MAP_MAXIMUM, attention_map, attention_to_image, class_attention, importance_weights, masked_image, normalise_attention, soft_mask
+from pipeline.gain.network import GuidedNetwork, class_pairs
 from pipeline.gain.losses import attention_mining_loss
 from pipeline.model.fcn8s import AttentionGrid
 from pipeline.model.trunk import pool

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.data.loading import Sample
-from pipeline.gain.attention import GuidedNetwork, class_pairs
+from pipeline.gain.network import GuidedNetwork, class_pairs
 from pipeline.gain.losses import LOSS_NAMES, Criterion
 from pipeline.training.loop import build_optimizer, freeze, training_mode
 

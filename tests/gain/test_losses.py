@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline.data.loading import Sample
-from pipeline.gain.attention import GuidedNetwork, GuidedOutput, Pairs, class_pairs
+from pipeline.gain.network import GuidedNetwork, GuidedOutput, Pairs, class_pairs
 from pipeline.gain.losses import (
     LOSS_NAMES,
     Criterion,

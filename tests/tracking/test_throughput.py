@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pipeline.gain.attention import GuidedNetwork
+from pipeline.gain.network import GuidedNetwork
 from pipeline.gain.losses import Criterion
 from pipeline.model.trunk import VGG16_BLOCKS
 from pipeline.model.weights import state_digest

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from pipeline.base.errors import PipelineError
 from pipeline.base.sections import Training
 from pipeline.data.loading import Sample, training_loader
-from pipeline.gain.attention import GuidedNetwork, class_pairs
+from pipeline.gain.network import GuidedNetwork, class_pairs
 from pipeline.gain.losses import Criterion
 from pipeline.model.weights import state_digest
 from pipeline.training.checkpoints import CheckpointFile, fingerprint

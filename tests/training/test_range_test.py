@@ -8,7 +8,7 @@ from lightning_fabric import Fabric
 from torch.utils.data import DataLoader, DistributedSampler
 
 from pipeline.base.params import load_params
-from pipeline.gain.attention import GuidedNetwork
+from pipeline.gain.network import GuidedNetwork
 from pipeline.gain.losses import Criterion
 from pipeline.training.range_test import RangeTest, range_test
 
