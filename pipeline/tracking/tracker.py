@@ -12,7 +12,6 @@ warning; what was missed waits in its spool for the next run.
 """
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from typing import IO, Any
 from PIL import Image
 
 from pipeline.base.files import write_json
+from pipeline.tracking.provenance import experiment, reproduction, source_tags
 
 SPOOLS = Path(".tracking")
 DESCRIPTION_TAG = "mlflow.note.content"
@@ -92,11 +92,10 @@ class Tracker:
         dataset: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = SPOOLS / name
-        experiment = os.environ.get("DVC_EXP_NAME", "")
         all_tags = {**source_tags(), DESCRIPTION_TAG: reproduction(), **(tags or {})}
         header = {
             "record": self._record_id(),
-            "run_name": f"{run_name}-{experiment}" if experiment else run_name,
+            "run_name": "-".join(filter(None, (run_name, experiment()))),
             "params": flatten(params or {}),
             "tags": {key: value for key, value in all_tags.items() if value},
             "weights_sha256": weights_sha256,
@@ -183,32 +182,3 @@ def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         name = f"{prefix}{key}"
         flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: str(value)}
     return flat
-
-
-def reproduction() -> str:
-    """Markdown: the commands that make this run again, as far as a commit or a DVC experiment records it."""
-    commit, experiment = _commit(), os.environ.get("DVC_EXP_NAME", "")
-    changed = subprocess.run(["git", "diff", "--quiet", "HEAD"], capture_output=True, check=False).returncode != 0
-    if not commit:
-        return "Made outside Git: `dvc repro` in the folder that it was made in reproduces it."
-    if experiment:
-        return f"Reproduce: `git checkout {commit[:12]} && dvc exp apply {experiment} && dvc repro`"
-    text = f"Reproduce: `git checkout {commit[:12]} && dvc repro`"
-    return f"{text}, with the changes that were not committed then" if changed else text
-
-
-def source_tags() -> dict[str, str]:
-    """Where a run comes from: commit, DVC experiment, Prefect flow run; only what is known."""
-    tags = {
-        "mlflow.source.git.commit": _commit(),
-        "mlflow.source.type": "PROJECT",
-        "mlflow.source.name": Path.cwd().name,
-        "dvc_experiment": os.environ.get("DVC_EXP_NAME", ""),
-        "prefect_flow_run": os.environ.get("PREFECT__FLOW_RUN_ID", ""),
-    }
-    return {name: value for name, value in tags.items() if value}
-
-
-def _commit() -> str:
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return git.stdout.strip()
