@@ -123,10 +123,9 @@ def send_records() -> None:
 def show_runs(port: Annotated[int, typer.Option(help="of MLflow's UI on 127.0.0.1")] = 5000) -> None:
     """Show the runs in MLflow's UI, with the addresses of the views that a comparison begins with."""
     from pipeline.base.errors import without_credentials
-    from pipeline.flows.services import problem_with
     from pipeline.release.registry import registry_errors
     from pipeline.tracking.saved_views import VIEWS, view_page
-    from pipeline.tracking.sender import connect, tracking_uri
+    from pipeline.tracking.server import connect, problem_with, tracking_uri
 
     uri = tracking_uri()
     try:
@@ -143,7 +142,7 @@ def show_runs(port: Annotated[int, typer.Option(help="of MLflow's UI on 127.0.0.
     server = subprocess.Popen([sys.executable, "-W", "ignore", "-m", "mlflow", *command])
     signal.signal(signal.SIGTERM, lambda *_: server.terminate())
     with suppress(KeyboardInterrupt):  # which reaches the server too
-        while server.poll() is None and problem_with(f"{base}/health"):
+        while server.poll() is None and problem_with(base):
             time.sleep(0.5)
         if server.poll() is None:
             print("", *pages, "", sep="\n", flush=True)  # last, so that they can be found
