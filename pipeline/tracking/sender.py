@@ -9,7 +9,9 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from pipeline.base.errors import without_credentials
@@ -27,17 +29,20 @@ class Inbox:
 
     def __init__(self) -> None:
         self.gone = threading.Event()
-        self._names: list[str] = []
+        self._names: SimpleQueue[str] = SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
 
     def take(self) -> list[str]:
         """Names that arrived since the last call."""
-        names, self._names = self._names, []
+        names: list[str] = []
+        with suppress(Empty):
+            while True:
+                names.append(self._names.get_nowait())
         return names
 
     def _read(self) -> None:
         for line in sys.stdin:
-            self._names.append(line.strip())
+            self._names.put(line.strip())
         self.gone.set()
 
 
