@@ -213,7 +213,7 @@ def train(tracking: Tracking | None, params: Params, space: Workspace, stage: st
         def on_epoch(epoch: int, history: History, work: Work) -> None:
             values = {name: value for name, value in history.rows[-1].items() if name != "epoch"}
             if work.num_images:
-                values |= utilisation(work, flops, peak, run.fabric.world_size)
+                values |= utilisation(flops, peak, **work._asdict(), num_devices=run.fabric.world_size)
             tracker.log_metrics(values, step=epoch)
             if samples:
                 panel = attention_panel(samples, history.snapshots[-1], run.class_names)
