@@ -21,10 +21,10 @@ FALL = 0.01  # share of its first epoch's mean by which a loss must fall to coun
 
 @contextmanager
 def progress_bar(title: str, total: int | None) -> Iterator[Callable[[], None]]:
-    """Yields a function to call once per item; plain output is one line when the work is done.
+    """Bar on a terminal; anywhere else, one line when the work is done. Yields a function to call once per item.
 
     Args:
-        total: number of items, where it is known.
+        total: number of items; None if it is not known.
     """
     started, done = time.monotonic(), 0
 
