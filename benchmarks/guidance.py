@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pipeline.base.files import write_json
+from pipeline.base.params import load_params
 from pipeline.data.loading import Sample
 from pipeline.gain.attention import attention_to_image, class_attention, normalise_attention, soft_mask
-from pipeline.gain.network import GuidedNetwork, class_pairs
 from pipeline.gain.losses import Criterion, classification_loss, segmentation_loss
+from pipeline.gain.network import GuidedNetwork, class_pairs
 from pipeline.model.fcn8s import AttentionGrid, FCN8s
 from pipeline.tracking.throughput import TrainingFlops, peak_flops, training_flops
 from pipeline.training.devices import choose_device
@@ -45,6 +46,8 @@ class Effort(NamedTuple):
     peer_rounds: int
 
 
+FULL_WIDTH = load_params(profile="voc2012").model
+ATTENTION = load_params().attention
 EFFORTS = {"cpu": Effort(2, 1, 7, 5, 1), "cuda": Effort(16, 3, 30, 20, 3)}
 
 
@@ -169,7 +172,7 @@ def _synchronise(device: torch.device) -> None:
 
 def network(device: torch.device, padding: int = 1) -> FCN8s:
     """At full width, channels last."""
-    model = FCN8s(CLASSES, dropout=0.0, padding=padding)
+    model = FCN8s(CLASSES, FULL_WIDTH.model_copy(update={"dropout": 0.0, "padding": padding}))
     return model.to(device).to(memory_format=torch.channels_last)
 
 
@@ -235,12 +238,12 @@ def _peer_sides(device: torch.device, batch: int) -> dict[str, Callable[[], obje
 
 def guided(model: FCN8s, **options: Any) -> GuidedNetwork:
     """As the profiles configure it."""
-    return GuidedNetwork(model, **{"second_order": True, "masked_stride": 2, **options})
+    return GuidedNetwork(model, ATTENTION.model_copy(update=options))
 
 
 def step_of(network: GuidedNetwork, optimizer: Optimizer, batch: Sample, weights: Mapping[str, float]) -> None:
     """Forward, backward and update, with the losses that `weights` name."""
-    criterion = Criterion(weights, network.model.attention_grid, guidance_distance="absolute")
+    criterion = Criterion(weights, network.model.attention_grid, ATTENTION)
     pairs = class_pairs(batch.image_labels, 4)
     total = criterion.total(criterion(network(batch.image, pairs, criterion.needs), batch), 1.0)
     total.backward()
@@ -307,7 +310,7 @@ def _step_flops(device: torch.device, batch: int) -> dict[str, float]:
     model = guided(network(device))
 
     def count(weights: Mapping[str, float]) -> float:
-        criterion = Criterion(weights, model.model.attention_grid)
+        criterion = Criterion(weights, model.model.attention_grid, ATTENTION)
         flops: TrainingFlops = training_flops(model, criterion, (SIDE, SIDE))
         return float(batch * (flops.per_image + sum(LABELS) / len(LABELS) * flops.per_pair))
 

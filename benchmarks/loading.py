@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.guidance import machine, result_file
+from benchmarks.guidance import FULL_WIDTH, machine, result_file
 from pipeline.base.files import write_json
 from pipeline.data.loading import SegmentationDataset, start_epoch, training_loader
 from pipeline.data.manifest import build_manifest, read_manifest
@@ -93,7 +93,11 @@ def _load(root: Path, rows: list, num_workers: int) -> float:
 
 
 def _step(device: Device, batch: int) -> float:
-    model = FCN8s(20, padding=100).to(memory_format=torch.channels_last).to(device.torch_device)
+    model = (
+        FCN8s(20, FULL_WIDTH.model_copy(update={"padding": 100}))
+        .to(memory_format=torch.channels_last)
+        .to(device.torch_device)
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0e-5)
     image = torch.randn(batch, 3, CROP, CROP, device=device.torch_device).contiguous(memory_format=torch.channels_last)
     target = torch.randint(0, 21, (batch, CROP, CROP), device=device.torch_device)

@@ -20,7 +20,7 @@ from lightning_fabric import Fabric
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.guidance import CLASSES, GUIDED, LABELS, SIDE, guided, network, sample
+from benchmarks.guidance import ATTENTION, CLASSES, GUIDED, LABELS, SIDE, guided, network, sample
 from pipeline.base.files import write_json
 from pipeline.base.params import load_params
 from pipeline.gain.losses import Criterion
@@ -97,7 +97,7 @@ def _measure(ranks: int, threads: int, output: Path) -> None:
     model = network(torch.device("cpu")).train()
     wrapped, optimizer = fabric.setup(guided(model), torch.optim.SGD(model.parameters(), lr=1e-9, momentum=0.9))
     batch = sample(torch.device("cpu"), 2 // ranks)
-    criterion = Criterion(GUIDED, model.attention_grid)
+    criterion = Criterion(GUIDED, model.attention_grid, ATTENTION)
     gradients = torch.zeros(sum(p.numel() for p in model.parameters() if p.requires_grad), device=fabric.device)
     steps, sums = [], []
     for _ in range(1 + ROUNDS):
@@ -118,10 +118,9 @@ def _measure(ranks: int, threads: int, output: Path) -> None:
 def _computed() -> dict[str, object]:
     """Weak scaling of the profile voc2012: the same number of images on every device."""
     profile = load_params(profile="voc2012")
-    options = profile.model.model_dump()
-    model = FCN8s(CLASSES, **options)
+    model = FCN8s(CLASSES, profile.model)
     side = profile.finetune.crop_size or SIDE
-    criterion = Criterion(GUIDED, model.attention_grid)
+    criterion = Criterion(GUIDED, model.attention_grid, ATTENTION)
     flops = training_flops(guided(model), criterion, (side, side))
     weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
     step = IMAGES * (flops.per_image + sum(LABELS) / len(LABELS) * flops.per_pair) / (DATA_SHEETS[GPU] * UTILISATION)

@@ -25,6 +25,7 @@ import requests
 import torch
 from PIL import Image
 
+from benchmarks.guidance import FULL_WIDTH
 from pipeline.base.files import write_json
 from pipeline.data.loading import normalise
 from pipeline.model.fcn8s import FCN8s
@@ -62,7 +63,7 @@ def main() -> None:
         rows = []
         promotions = []
         for title, (options, num_classes, side) in NETWORKS.items():
-            network = FCN8s(num_classes, **options).eval()  # type: ignore[arg-type]
+            network = FCN8s(num_classes, FULL_WIDTH.model_copy(update=options)).eval()
             names = tuple(f"class {index}" for index in range(num_classes))
             save_weights(folder / title, network, names)
             better = str(0.1 * (1 + len(rows)))  # than the champion, so that the promotion takes place

@@ -14,7 +14,7 @@ from pipeline.data.manifest import ManifestRow, decode_image, read_manifest
 from pipeline.evaluation.passes import results_table
 from pipeline.report.overlays import Picture, panel
 from pipeline.report.study import HEADLINES
-from pipeline.tracking.sender import connect, find_run
+from pipeline.tracking.server import connect, find_run
 
 REPOSITORY = Path(__file__).parents[1]
 DATA = REPOSITORY / "data" / "voc"

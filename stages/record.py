@@ -81,7 +81,7 @@ class Record:
         for file in ("curves.csv", "summary.json"):
             self._tracker.log_artifact(folder / file)
         self._tracker.set_tags({WEIGHTS_TAG: digest_file(weights)})
-        self._tracker.finish()
+        self._tracker.close(finished=True)
 
 
 def watchers_of(

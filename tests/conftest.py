@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, settings
+from sections import architecture_section, training_section
 
 from pipeline.base.errors import PipelineError
 from pipeline.base.sections import Training
@@ -39,8 +40,7 @@ def tiny_model() -> Callable[..., FCN8s]:
     """A network of a few thousand parameters with scores that are not all zero."""
 
     def build(**options: object) -> FCN8s:
-        defaults = {"width": 0.0625, "fc_channels": 8, "head_channels": 8, "batch_norm": True, "dropout": 0.0}
-        model = FCN8s(NUM_CLASSES, **{**defaults, **options})
+        model = FCN8s(NUM_CLASSES, architecture_section(**options))
         for layer in (model.decoder.score_fr, model.decoder.score_pool3, model.decoder.score_pool4):
             torch.nn.init.normal_(layer.weight, std=0.1)
         return model.eval()
@@ -75,11 +75,7 @@ def scene(batch: Sample) -> Sample:
 @pytest.fixture
 def training_options() -> Training:
     """A short training in which everything learns."""
-    return Training(
-        num_epochs=4, batch_size=2, accumulate_grad_batches=1, optimizer="adamw", learning_rate=1.0e-2,
-        learning_rate_scales={}, weight_decay=0.0, warmup_fraction=0.1, max_gradient_norm=5.0, horizontal_flip=0.0,
-        crop_size=None, scale=(1.0, 1.0), frozen=[], update_batch_norm=True, select="last", num_panel_images=0,
-    )  # fmt: skip
+    return training_section()
 
 
 @pytest.fixture(scope="session")

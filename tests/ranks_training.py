@@ -12,19 +12,20 @@ from types import SimpleNamespace
 
 import torch
 from lightning_fabric import Fabric
+from sections import architecture_section, attention_section, training_section
+from tasks import task_of
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pipeline.base.sections import Training
 from pipeline.data.loading import Sample, evaluation_loader, training_loader
-from pipeline.evaluation.passes import evaluate, validation_row
-from pipeline.gain.network import GuidedNetwork
-from pipeline.gain.losses import LOSS_NAMES, Criterion
+from pipeline.evaluation.passes import Scoring, evaluate, validation_row
+from pipeline.gain.losses import LOSS_NAMES
 from pipeline.model.fcn8s import FCN8s
 from pipeline.training.checkpoints import CheckpointFile
 from pipeline.training.loop import fit
 
 NUM_IMAGES = 24
+SCORING = Scoring(attention_threshold=0.2, mask_threshold=0.5, mask_slope=10.0)
 
 
 class Rectangles(Dataset[Sample]):
@@ -57,14 +58,12 @@ def main(output: Path, options: dict[str, int]) -> None:
     ranks = options["num_ranks"]
     fabric = Fabric(accelerator="cpu", devices=ranks, strategy="ddp" if ranks > 1 else "auto")
     fabric.launch()
-    training = Training(
+    training = training_section(
         num_epochs=2, batch_size=8, accumulate_grad_batches=options["accumulate_grad_batches"], optimizer="sgd",
-        learning_rate=1.0e-2, learning_rate_scales={}, weight_decay=0.0, warmup_fraction=0.1, max_gradient_norm=0.5,
-        horizontal_flip=0.0, crop_size=None, scale=(1.0, 1.0), frozen=[],
-        update_batch_norm=bool(options["update_batch_norm"]), select="last", num_panel_images=0,
+        max_gradient_norm=0.5, update_batch_norm=bool(options["update_batch_norm"]),
     )  # fmt: skip
     torch.manual_seed(0)
-    model = FCN8s(3, width=0.0625, fc_channels=8, head_channels=8, batch_norm=True, dropout=0.0)
+    model = FCN8s(3, architecture_section())
     for layer in (model.decoder.score_fr, model.decoder.score_pool3, model.decoder.score_pool4):
         torch.nn.init.normal_(layer.weight, std=0.1)
     data = Rectangles(bool(options["uneven"]))
@@ -75,20 +74,17 @@ def main(output: Path, options: dict[str, int]) -> None:
     val_loader = evaluation_loader(data, batch_size=5, **share)
 
     def validate(network: FCN8s) -> dict[str, float]:
-        return validation_row(evaluate(network, val_loader, torch.device("cpu")))
+        return validation_row(evaluate(network, val_loader, torch.device("cpu"), SCORING))
 
     def observe(network: FCN8s) -> Tensor:
         return network.classifier.score.bias.detach().clone()
 
-    # Statistics of a masked pass would be of as many images as a rank has pairs: config.py refuses that.
+    # Statistics of a masked pass would be of as many images as a rank has pairs: base/profile.py refuses that.
     mined = not training.update_batch_norm
     losses = {name: 1.0 for name in LOSS_NAMES if mined or name != "attention_mining"}
-    criterion = Criterion(losses, model.attention_grid)
-    history = fit(
-        fabric, GuidedNetwork(model, second_order=True), loader, title="test", options=training,
-        max_classes_per_image=4, criterion=criterion, ramp_fraction=0.1, seed=0, compiled=False, validate=validate,
-        observe=observe, on_epoch=lambda *_: None, checkpoint=CheckpointFile(output, "run"),
-    )  # fmt: skip
+    attention = attention_section(second_order=True)
+    task = task_of(model, loader, training, losses, attention=attention, fabric=fabric)
+    history = fit(task, CheckpointFile(output, "run"), validate, observe, [])
     weights = torch.cat([value.double().flatten() for value in model.state_dict().values()])
     result = {"rows": history.rows, "weights": weights.tolist()}
     output.with_suffix(f".{fabric.global_rank}.json").write_text(json.dumps(result))

@@ -10,36 +10,29 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
+from sections import attention_section, training_section
+from tasks import AfterEpoch, task_of
 from torch.utils.data import Dataset
 
-from pipeline.base.sections import Training
 from pipeline.data.loading import Sample, evaluation_loader, training_loader
-from pipeline.evaluation.passes import evaluate, validation_row
+from pipeline.evaluation.passes import Scoring, evaluate, validation_row
 from pipeline.gain.attention import class_attention
-from pipeline.gain.network import GuidedNetwork, class_pairs
 from pipeline.gain.losses import Criterion
+from pipeline.gain.network import GuidedNetwork, class_pairs
 from pipeline.release.prediction import Outputs, predict
 from pipeline.tracking.throughput import peak_flops, training_flops
 from pipeline.training.checkpoints import CheckpointFile
 from pipeline.training.devices import choose_device
-from pipeline.training.loop import (
-    History,
-    Row,
-    Work,
-    add_gradients,
-    build_optimizer,
-    fit,
-    freeze,
-    training_mode,
-)
+from pipeline.training.loop import fit
+from pipeline.training.optimization import build_optimizer, freeze, training_mode
+from pipeline.training.state import History, Row
+from pipeline.training.step import add_gradients
+from pipeline.training.watchers import Work
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 WEIGHTS = {"segmentation": 1.0, "classification": 1.0, "attention_mining": 0.5, "external_supervision": 2.0}
-OPTIONS = Training(
-    num_epochs=4, batch_size=4, accumulate_grad_batches=1, optimizer="adamw", learning_rate=3.0e-3,
-    learning_rate_scales={}, weight_decay=0.01, warmup_fraction=0.1, max_gradient_norm=5.0, horizontal_flip=0.0,
-    crop_size=None, scale=(1.0, 1.0), frozen=[], update_batch_norm=True, select="last", num_panel_images=0,
-)  # fmt: skip
+OPTIONS = training_section(batch_size=4, learning_rate=3.0e-3, weight_decay=0.01)
+SCORING = Scoring(attention_threshold=0.2, mask_threshold=0.5, mask_slope=10.0)
 
 
 class Stripes(Dataset[Sample]):
@@ -77,7 +70,7 @@ def on(device: str, sample: Sample) -> Sample:
 def gradients(network: GuidedNetwork, sample: Sample, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
     """Losses as loss/NAME and gradients by parameter, in float64 on the host."""
     network.zero_grad()
-    criterion = Criterion(WEIGHTS, network.model.attention_grid)
+    criterion = Criterion(WEIGHTS, network.model.attention_grid, attention_section())
     device = next(network.parameters()).device.type
     pairs = class_pairs(sample.image_labels.cpu(), 4)
     with torch.autocast(device, dtype, enabled=dtype is not None):
@@ -106,7 +99,9 @@ def test_auto_prefers_cuda_in_bfloat16_where_the_hardware_has_it():
 @pytest.mark.parametrize("checkpoint_activations", [False, True])
 def test_step_is_that_of_the_cpu(tiny_model, scene, exact_convolutions, masked_gradient, checkpoint_activations):
     model = tiny_model()
-    network = GuidedNetwork(model, second_order=True, masked_stride=2, masked_gradient=masked_gradient)
+    network = GuidedNetwork(
+        model, attention_section(second_order=True, masked_stride=2, masked_gradient=masked_gradient)
+    )
     expected = gradients(copy.deepcopy(network), scene)
     model.trunk.checkpoint_activations = checkpoint_activations
     found = gradients(network.cuda().to(memory_format=torch.channels_last), on("cuda", scene))
@@ -125,7 +120,10 @@ def test_maps_of_a_bfloat16_pass_are_those_of_float32(tiny_model, scene):
 
 @pytest.mark.filterwarnings("ignore")  # of torch's own code generator, about itself and about exact products
 def test_compiled_step_is_the_plain_step(tiny_model, scene, exact_convolutions):
-    network, sample = GuidedNetwork(tiny_model().cuda(), second_order=True, masked_stride=2), on("cuda", scene)
+    network, sample = (
+        GuidedNetwork(tiny_model().cuda(), attention_section(second_order=True, masked_stride=2)),
+        on("cuda", scene),
+    )
     compiled = torch.compile(network)
     assert worst(gradients(compiled, sample), gradients(network, sample)) < 1e-3
     fewer = sample._replace(image_labels=sample.image_labels * torch.tensor([1.0, 0.0, 0.0], device="cuda"))
@@ -165,12 +163,12 @@ def test_training_learns_and_resumes(tiny_model, tmp_path, precision):
                 raise KeyboardInterrupt
 
         return fit(
-            fabric, GuidedNetwork(model, masked_stride=2), training_loader(data, batch_size=4, seed=0, num_workers=2),
-            title=precision, options=OPTIONS, max_classes_per_image=4,
-            criterion=Criterion(WEIGHTS, model.attention_grid), ramp_fraction=0.1, seed=0, compiled=False,
-            validate=lambda network: validation_row(evaluate(network, validation, fabric.device)),
-            observe=lambda network: network.classifier.score.bias.detach().cpu().clone(), on_epoch=on_epoch,
-            checkpoint=CheckpointFile(folder, "fit"),
+            task_of(model, training_loader(data, batch_size=4, seed=0, num_workers=2), OPTIONS, WEIGHTS,
+                    attention=attention_section(masked_stride=2), fabric=fabric, name=precision),
+            CheckpointFile(folder, "fit"),
+            lambda network: validation_row(evaluate(network, validation, fabric.device, SCORING)),
+            lambda network: network.classifier.score.bias.detach().cpu().clone(),
+            [AfterEpoch(on_epoch)],
         )  # fmt: skip
 
     whole = train(tmp_path / "whole")
@@ -189,13 +187,13 @@ def test_step_does_not_wait_for_the_gpu(tiny_model):
     fabric = Fabric(accelerator="cuda", devices=1, precision="bf16-mixed")
     model = tiny_model()
     freeze(model, [])
-    guided, optimizer = fabric.setup(GuidedNetwork(model, masked_stride=2), build_optimizer(model, OPTIONS, fused=True))
-    criterion = Criterion(WEIGHTS, model.attention_grid)
     loader = training_loader(Stripes(), batch_size=2, seed=0, num_workers=0)
+    task = task_of(model, loader, OPTIONS, WEIGHTS, attention=attention_section(masked_stride=2), fabric=fabric)
+    guided, optimizer = fabric.setup(task.network, build_optimizer(model, OPTIONS, fused=True))
     for batch in loader:
         try:
             torch.cuda.set_sync_debug_mode("error")
-            add_gradients(fabric, guided, [batch], criterion, 1.0, 4)
+            add_gradients(task, guided, [batch], 1.0)
             fabric.clip_gradients(guided, optimizer, max_norm=1.0, error_if_nonfinite=False)
             optimizer.step()
             optimizer.zero_grad()
@@ -220,16 +218,17 @@ def test_one_rank_over_nccl_takes_the_same_step(tiny_model, exact_convolutions, 
         model.load_state_dict(start)
         freeze(model, [])
         training_mode(model, frozen=[], update_batch_norm=True)
-        guided, _ = fabric.setup(GuidedNetwork(model, masked_stride=2), build_optimizer(model, OPTIONS, fused=True))
-        add_gradients(fabric, guided, [sample], Criterion(WEIGHTS, model.attention_grid), 1.0, 4)
+        task = task_of(model, [], OPTIONS, WEIGHTS, attention=attention_section(masked_stride=2), fabric=fabric)
+        guided, _ = fabric.setup(task.network, build_optimizer(model, OPTIONS, fused=True))
+        add_gradients(task, guided, [sample], 1.0)
         results.append({name: p.grad.double().cpu() for name, p in model.named_parameters() if p.grad is not None})
     torch.distributed.destroy_process_group()
     assert worst(results[1], results[0]) < 1e-3
 
 
 def test_flops_are_those_counted_on_the_cpu(tiny_model):
-    network = GuidedNetwork(tiny_model(), masked_stride=2)
-    criterion = Criterion(WEIGHTS, network.model.attention_grid)
+    network = GuidedNetwork(tiny_model(), attention_section(masked_stride=2))
+    criterion = Criterion(WEIGHTS, network.model.attention_grid, attention_section())
     on_cpu = training_flops(network, criterion, (64, 64))
     assert training_flops(network.cuda(), criterion, (64, 64)) == on_cpu
     for precision in ("32-true", "bf16-mixed"):

@@ -18,6 +18,8 @@ STUDY = yaml.safe_load((REPOSITORY / "study" / "dvc.yaml").read_text())
 # They change what is watched, recorded or shipped, never a result.
 NO_RESULT = {
     "pipeline.tracking.tracker",
+    "pipeline.tracking.provenance",
+    "pipeline.tracking.server",
     "pipeline.tracking.sender",
     "pipeline.tracking.progress",
     "stages.launch",

@@ -15,8 +15,8 @@ from pipeline.data.manifest import read_manifest
 from pipeline.datasets.embedded import CLASS_NAMES
 from pipeline.datasets.fetch import CACHE, cached_path, check_file
 from pipeline.datasets.sources import SBD_ARCHIVE, VOC2012_ARCHIVE, VOC_CLASSES
-from pipeline.flows.services import default_remote, problem_with
-from pipeline.tracking.sender import tracking_uri
+from pipeline.flows.services import default_remote
+from pipeline.tracking.server import problem_at, problem_with, tracking_uri
 from pipeline.training.devices import Device, choose_device
 
 GIGABYTE = 1e9
@@ -136,7 +136,7 @@ def _source(subject: str, name: str, file: RemoteFile) -> Finding:
         return _checked(subject, path, file.checksum, "delete it, and `dvc repro download` fetches it again")
     reasons = []
     for url in file.mirrors:
-        if (problem := problem_with(url)) is None:
+        if (problem := problem_at(url)) is None:
             return Finding("ok", subject, f"{url} answers; `dvc repro download` fetches it")
         reasons.append(f"{url}: {problem}")
     return Finding("fail", subject, f"no mirror answers ({'; '.join(reasons)}); download it by hand to {path}")
@@ -213,7 +213,7 @@ def _network(params: Params, size: tuple[int, int]) -> tuple[int, list[int]]:
         outputs.append(output.numel() if isinstance(output, torch.Tensor) else 0)
 
     with FakeTensorMode():  # not the device "meta", which knows no autocast
-        model = FCN8s(20, **params.model.model_dump())
+        model = FCN8s(20, params.model)
         for module in model.modules():
             if not list(module.children()):
                 module.register_forward_hook(count)
@@ -254,7 +254,7 @@ def _tracking() -> Finding:
     shown = without_credentials(uri)
     if not uri.startswith("http"):
         return Finding("ok", "tracking", f"{shown}, no server needed; `gain ui` shows it")
-    if (problem := problem_with(f"{uri.rstrip('/')}/health")) is None:
+    if (problem := problem_with(uri)) is None:
         return Finding("ok", "tracking", f"{shown} answers")
     return Finding("note", "tracking", f"{shown}: {problem}; runs would wait in .tracking until it does")
 
@@ -273,6 +273,6 @@ def _prefect() -> Finding:
     url = os.environ.get("PREFECT_API_URL")
     if not url:
         return Finding("note", "Prefect", "PREFECT_API_URL is not set; `dvc repro` needs no server")
-    if (problem := problem_with(f"{url.rstrip('/')}/health")) is None:
+    if (problem := problem_with(url)) is None:
         return Finding("ok", "Prefect", f"{without_credentials(url)} answers")
     return Finding("note", "Prefect", f"{without_credentials(url)}: {problem}; start it, or unset PREFECT_API_URL")

@@ -123,10 +123,9 @@ def send_records() -> None:
 def show_runs(port: Annotated[int, typer.Option(help="of MLflow's UI on 127.0.0.1")] = 5000) -> None:
     """Show the runs in MLflow's UI, with the addresses of the views that a comparison begins with."""
     from pipeline.base.errors import without_credentials
-    from pipeline.flows.services import problem_with
     from pipeline.release.registry import registry_errors
     from pipeline.tracking.saved_views import VIEWS, view_page
-    from pipeline.tracking.sender import connect, tracking_uri
+    from pipeline.tracking.server import connect, problem_with, tracking_uri
 
     uri = tracking_uri()
     try:
@@ -143,7 +142,7 @@ def show_runs(port: Annotated[int, typer.Option(help="of MLflow's UI on 127.0.0.
     server = subprocess.Popen([sys.executable, "-W", "ignore", "-m", "mlflow", *command])
     signal.signal(signal.SIGTERM, lambda *_: server.terminate())
     with suppress(KeyboardInterrupt):  # which reaches the server too
-        while server.poll() is None and problem_with(f"{base}/health"):
+        while server.poll() is None and problem_with(base):
             time.sleep(0.5)
         if server.poll() is None:
             print("", *pages, "", sep="\n", flush=True)  # last, so that they can be found
@@ -254,33 +253,23 @@ def _find_learning_rate(
 
     with Tracking() as tracking:
         from pipeline.report.charts import learning_rate_chart  # torch and matplotlib: seconds; the sender gets ready
+        from pipeline.training.assembly import assemble
         from pipeline.training.range_test import range_test
-        from stages.train import assemble
 
         run = assemble(params.on_one_device(), Workspace(folder), stage, variant)
-        result = range_test(
-            run.fabric,
-            run.network,
-            run.loader,
-            run.criterion,
-            run.options,
-            max_classes_per_image=run.attention.max_classes_per_image,
-            lowest=lowest,
-            highest=highest,
-            num_steps=steps,
-        )
+        result = range_test(run.task, lowest=lowest, highest=highest, num_steps=steps)
         suggestion = result.suggestion
         picture = learning_rate_chart(
-            result.rates, result.losses, result.smoothed, suggestion, f"{run.name}: learning-rate range test"
+            result.rates, result.losses, result.smoothed, suggestion, f"{run.task.name}: learning-rate range test"
         )
-        base = folder / "reports" / "lr_find" / run.name.replace("/", "_")
+        base = folder / "reports" / "lr_find" / run.task.name.replace("/", "_")
         rows = zip(result.rates, result.losses, result.smoothed, strict=True)
         write_csv(base.with_suffix(".csv"), [{"rate": r, "loss": x, "smoothed": y} for r, x, y in rows])
         with atomic_file(base.with_suffix(".png")) as partial:
             picture.save(partial, "PNG")
         with Tracker(
             tracking,
-            f"lr-find-{run.name.replace('/', '-')}",
+            f"lr-find-{run.task.name.replace('/', '-')}",
             run_name=f"lr-find-{variant or stage}-seed{params.seed}",
             params=run.used,
             tags={"stage": "lr-find", "variant": variant, "profile": params.profile, "seed": str(params.seed)},
@@ -293,7 +282,7 @@ def _find_learning_rate(
     found = (
         f"try learning_rate: {suggestion:.1e}" if suggestion else "the loss fell at no rate; look at frozen and data"
     )
-    print(f"lr-find: {run.name}: {found} (now {run.options.learning_rate:g}); see {base.with_suffix('.png')}")
+    print(f"lr-find: {run.task.name}: {found} (now {run.task.options.learning_rate:g}); see {base.with_suffix('.png')}")
 
 
 if __name__ == "__main__":

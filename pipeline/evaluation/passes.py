@@ -35,6 +35,15 @@ Replicates = dict[str, dict[str, Tensor]]  # group to name to (1 + R,) float64: 
 
 
 @dataclass(frozen=True)
+class Scoring:
+    """Where attention is cut to be scored; the values are those of params.yaml."""
+
+    attention_threshold: float  # share of a map's maximum from which a pixel counts as attended
+    mask_threshold: float  # sigma of Eq. 4, for the coverage of the soft mask
+    mask_slope: float  # omega of Eq. 4
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What one pass over a data set of M images yields; empty where it was not asked for."""
 
@@ -58,20 +67,16 @@ def evaluate(
     model: FCN8s,
     batches: Iterable[Sample],
     device: torch.device,
+    scoring: Scoring,
     *,
     segmentation: bool = True,
     attention: bool = True,
-    attention_threshold: float = 0.2,
-    mask_threshold: float = 0.5,
-    mask_slope: float = 10.0,
 ) -> Evaluation:
     """Run `model`, in eval mode, over a data set.
 
     Args:
         batches: of this rank; the others' results are added to theirs, so that every rank has them all.
         segmentation, attention: what to score besides the class probabilities.
-        attention_threshold: share of a map's maximum above which a pixel counts as attended.
-        mask_threshold, mask_slope: sigma and omega of Eq. 4, for the coverage of the soft mask.
     """
     num_classes = model.num_foreground_classes + 1
     confusions: list[Tensor] = []
@@ -92,9 +97,9 @@ def evaluate(
                 maps,
                 pair_target == pairs.class_index[:, None, None] + 1,
                 pair_target != IGNORE_INDEX,
-                attention_threshold,
+                scoring.attention_threshold,
             )
-            score["coverage"] = soft_mask(maps, threshold=mask_threshold, slope=mask_slope).mean(dim=(1, 2)) * alive
+            score["coverage"] = soft_mask(maps, threshold=scoring.mask_threshold, slope=scoring.mask_slope).mean(dim=(1, 2)) * alive
             score["dead"] = (~alive).float()
             score["class_index"] = pairs.class_index
             score["image_index"] = batch.sample_index[pairs.image_index.cpu()]
@@ -182,10 +187,8 @@ def score_model(
         entropy = np.random.SeedSequence([seed, *split.encode()])
         return resample_weights(num_images, num_replicates, int(entropy.generate_state(1)[0]))
 
-    result = evaluate(
-        model, test, device,
-        attention_threshold=attention_threshold, mask_threshold=mask_threshold, mask_slope=mask_slope,
-    )  # fmt: skip
+    scoring = Scoring(attention_threshold, mask_threshold, mask_slope)
+    result = evaluate(model, test, device, scoring)
     test_weights = weights("test", len(result.class_probs))
     replicates = {
         "segmentation": segmentation_metrics(result.confusions, test_weights),
@@ -196,7 +199,7 @@ def score_model(
     groups: dict[str, Tensor] = {}
     if counterfactual:
         objects, contexts = (
-            evaluate(model, counterfactual[split], device, segmentation=False, attention=False)
+            evaluate(model, counterfactual[split], device, scoring, segmentation=False, attention=False)
             for split in COUNTERFACTUAL_SPLITS
         )
         groups = context_bias_groups(

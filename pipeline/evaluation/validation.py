@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from lightning_fabric import Fabric
 
 from pipeline.base.sections import Attention, Evaluate

@@ -28,10 +28,10 @@ from pipeline.base.params import load_params
 from pipeline.flows import dag, experiments
 from pipeline.flows.points import best_scores, check_points, run_on_workers, sweep_points
 from pipeline.flows.report import Report
-from pipeline.flows.services import check_prefect_server, default_remote, problem_with
+from pipeline.flows.services import check_prefect_server, default_remote
 from pipeline.flows.stage_task import current_flow_run, ended_with_parent, record_device, reproduce, visible_gpus
 from pipeline.release import promotion
-from pipeline.tracking.sender import tracking_uri
+from pipeline.tracking.server import problem_with, tracking_uri
 
 
 class _NoEcho(logging.Filter):
@@ -206,7 +206,7 @@ def _check_services(folder: Path, *, share: bool) -> None:
 
 def _check_tracking_server() -> None:
     uri = tracking_uri()
-    if uri.startswith("http") and (problem := problem_with(f"{uri.rstrip('/')}/health")):
+    if uri.startswith("http") and (problem := problem_with(uri)):
         raise PipelineError(
             f"MLflow at {without_credentials(uri)}: {problem}; start it, or correct MLFLOW_TRACKING_URI"
         )

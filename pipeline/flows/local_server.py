@@ -23,7 +23,8 @@ import yaml
 
 from pipeline.base.errors import PipelineError, without_credentials
 from pipeline.base.files import write_json
-from pipeline.flows.services import check_prefect_server, problem_with
+from pipeline.flows.services import check_prefect_server
+from pipeline.tracking.server import problem_with
 
 HOME = Path(".prefect")
 STARTED = HOME / "started.json"
@@ -91,7 +92,7 @@ def _server() -> str:
         check_prefect_server()
         return url
     for process in _started():
-        if process.url and _is_alive(process) and problem_with(f"{process.url}/health") is None:
+        if process.url and _is_alive(process) and problem_with(process.url) is None:
             return process.url
     stop()
     HOME.mkdir(exist_ok=True)
@@ -101,7 +102,7 @@ def _server() -> str:
     with _settings(url):
         process = _start("server", command, url=url)
     deadline = time.monotonic() + START_SECONDS
-    while problem_with(f"{url}/health"):
+    while problem_with(url):
         if not _is_alive(process) or time.monotonic() > deadline:
             stop()
             raise PipelineError(f"the Prefect server did not start; see {HOME / 'server.log'}")

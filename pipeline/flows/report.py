@@ -21,7 +21,7 @@ from pipeline.base.errors import without_credentials
 from pipeline.base.profile import Params
 from pipeline.flows.dag import StagePlan
 from pipeline.release.registry import find_runs, flat_scores, select_variant
-from pipeline.tracking.sender import tracking_uri
+from pipeline.tracking.server import tracking_uri
 
 EPOCH = re.compile(r"^\S+: epoch (\d+)/(\d+) ")  # progress.py's line
 DEVICE = re.compile(r"^\S+: on (.+) \(asked for: ")  # stages/train.py's and score.py's

@@ -1,27 +1,13 @@
-"""The servers that a run depends on, asked whether they answer; nobody here waits without bound."""
+"""Whether the Prefect server and the DVC remote that a run needs answer, each asked with a time limit."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
-from urllib.parse import urlsplit
 
 from pipeline.base.errors import PipelineError, without_credentials
-
-ANSWER_SECONDS = 5.0  # within which a server must answer
-
-
-def problem_with(url: str) -> str | None:
-    """None if the address answers, else why not, in a few words."""
-    import requests
-
-    try:
-        with requests.get(url, timeout=ANSWER_SECONDS, stream=True) as response:
-            return None if response.ok else f"HTTP {response.status_code}"
-    except requests.exceptions.RequestException as error:
-        host = urlsplit(url).netloc.rpartition("@")[2]
-        return f"no answer within {ANSWER_SECONDS:.0f} s" if "timed out" in str(error) else f"{host} cannot be reached"
+from pipeline.tracking.server import ANSWER_SECONDS, problem_with
 
 
 def check_prefect_server() -> None:
@@ -31,7 +17,7 @@ def check_prefect_server() -> None:
         PipelineError: it does not.
     """
     url = os.environ.get("PREFECT_API_URL", "")
-    if url and (problem := problem_with(f"{url.rstrip('/')}/health")):
+    if url and (problem := problem_with(url)):
         raise PipelineError(
             f"the Prefect server at {without_credentials(url)}: {problem}; start it, or unset PREFECT_API_URL"
         )
@@ -65,7 +51,7 @@ def default_remote(folder: Path) -> str | None:
 
     try:
         return _within(ask)
-    except Exception as error:  # whatever a storage client raises
+    except Exception as error:  # each storage client has exceptions of its own
         reason = without_credentials(" ".join(str(error).split()))[:200] or type(error).__name__
         raise PipelineError(
             f"the DVC remote does not answer ({reason}); `dvc remote list` shows its address"

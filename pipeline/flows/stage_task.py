@@ -20,7 +20,7 @@ from pipeline.base.errors import PipelineError
 from pipeline.flows import dag
 from pipeline.flows.report import Report, StageOutput
 from pipeline.flows.supervisor import supervised
-from pipeline.tracking.sender import local_database, tracking_uri
+from pipeline.tracking.server import local_database, tracking_uri
 
 PARENT_POLL_SECONDS = 1.0
 KILLED = "Killed"  # name of the state of a stage that a signal ended, as when memory runs out

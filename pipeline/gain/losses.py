@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.base.sections import Attention
 from pipeline.base.ranks import rank_mean
+from pipeline.base.sections import Attention
 from pipeline.data.loading import Sample
 from pipeline.data.voc import IGNORE_INDEX
 from pipeline.gain.attention import attention_to_image
@@ -88,9 +88,7 @@ def external_supervision_loss(
     return _masked_mean(per_pair, selected)
 
 
-def pixel_supervision(
-    guidance: Tensor, pairs: Pairs, grid: AttentionGrid, sharpness: float
-) -> tuple[Tensor, Tensor]:
+def pixel_supervision(guidance: Tensor, pairs: Pairs, grid: AttentionGrid, sharpness: float) -> tuple[Tensor, Tensor]:
     """H^c of Eq. 7 on the attention grid: class masks averaged over each cell and divided by their maximum.
 
     Args:

@@ -94,7 +94,10 @@ class GuidedNetwork(nn.Module):
         if pairs.image_index.numel() == 0:
             return attention.new_zeros(0)
         upsampled = attention_to_image(attention, (image.shape[2], image.shape[3]), self.model.attention_grid)
-        mask = soft_mask(upsampled, threshold=self.options.mask_threshold, slope=self.options.mask_slope) * alive[:, None, None]
+        mask = (
+            soft_mask(upsampled, threshold=self.options.mask_threshold, slope=self.options.mask_slope)
+            * alive[:, None, None]
+        )
         masked = masked_image(image[pairs.image_index], mask)
         if self.options.masked_stride > 1:
             masked = F.avg_pool2d(masked, self.options.masked_stride, ceil_mode=True, count_include_pad=False)

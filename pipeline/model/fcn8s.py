@@ -61,8 +61,8 @@ class FCN8s(nn.Module):
         options: see params.yaml for what each means. `padding` of conv1_1 is 1 or 100 (Caffe): the two need different
             weights, and it never changes after construction. `attention_layer` is conv5_3 (after ReLU, stride 16; the
             paper's) or pool5 (stride 32).
-        input_space: what conv1_1 was trained on. Images come as `imagenet_rgb` in any case, normalised by data/samples.py;
-            weights from Caffe want `caffe_bgr` and have it made of them.
+        input_space: what conv1_1 was trained on. Images always come as `imagenet_rgb`, normalised by data/samples.py;
+            for weights from Caffe the trunk makes `caffe_bgr` of them.
     """
 
     PARTS = ("trunk", "decoder", "classifier")

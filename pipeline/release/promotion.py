@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.base.errors import PipelineError
 from pipeline.base.profile import Params
 from pipeline.release.registry import CHALLENGER, CHAMPION, TEST_DATA_TAG, registry_errors, version_metrics
-from pipeline.tracking.sender import connect
+from pipeline.tracking.server import connect
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.base.errors import PipelineError
 from pipeline.base.files import digest_file
-from pipeline.tracking.sender import connect, find_run
-from pipeline.tracking.tracker import WEIGHTS_TAG, source_tags
+from pipeline.tracking.provenance import source_tags
+from pipeline.tracking.server import connect, find_run
+from pipeline.tracking.tracker import WEIGHTS_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -1,1 +1,1 @@
-"""What a run says of itself: its record in MLflow, its progress on the terminal."""
+"""What a run reports while it works: its record in MLflow and its progress on the terminal. It changes no result."""

@@ -1,28 +1,29 @@
-"""What a person watching sees: bars with losses and time left on a terminal, plain lines anywhere else."""
+"""What the terminal shows of work under way: bars with losses and time left; plain lines where there is no terminal."""
 
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-REFRESH_SECONDS = 0.25
+REFRESH_SECONDS = 0.25  # between two looks at the losses, each of which waits for the device
+SHOWN = ("loss/", "val/mean_iou", "val/macro_f1", "val/attention_iou")  # columns of an epoch's line begin so
 FALL = 0.01  # share of its first epoch's mean by which a loss must fall to count as falling
 
 
 @contextmanager
 def progress_bar(title: str, total: int | None) -> Iterator[Callable[[], None]]:
-    """Yields a function to call once per item; plain output is one line when the work is done.
+    """Bar on a terminal; anywhere else, one line when the work is done. Yields a function to call once per item.
 
     Args:
-        total: number of items, where it is known.
+        total: number of items; None if it is not known.
     """
     started, done = time.monotonic(), 0
 
@@ -44,61 +45,95 @@ def progress_bar(title: str, total: int | None) -> Iterator[Callable[[], None]]:
     print(f"{title}: {done} in {time.monotonic() - started:.1f} s", flush=True)
 
 
-class TrainingProgress:
-    """Progress of one training run, as a context manager.
+class Length(Protocol):
+    """The part of a training's section of params.yaml that is read here."""
 
-    Args:
-        title: what is being trained.
-        num_epochs, steps_per_epoch: the length of the run.
-        first_epoch: epochs already done by an earlier, interrupted process.
-    """
+    @property
+    def num_epochs(self) -> int: ...  # noqa: D102
 
-    def __init__(self, title: str, *, num_epochs: int, steps_per_epoch: int, first_epoch: int) -> None:
-        self.title = title
-        self.num_epochs = num_epochs
-        self._first_epoch = first_epoch
+
+class Task(Protocol):
+    """What is read here of a training."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def options(self) -> Length: ...  # noqa: D102
+    @property
+    def steps_per_epoch(self) -> int: ...  # noqa: D102
+
+
+class History(Protocol):
+    """What is read here of a training's record."""
+
+    @property
+    def rows(self) -> Sequence[Mapping[str, float]]: ...  # noqa: D102
+
+
+class Progress:
+    """Watcher of a training that shows steps and epochs, and warns of losses that do not fall."""
+
+    def __init__(self) -> None:
+        self._name = ""
+        self._num_epochs = self._first_epoch = 0
         self._started = self._refreshed = time.monotonic()
-        self._bar = _progress(Console()) if sys.stdout.isatty() else None
-        if self._bar is not None:
-            total, done = num_epochs * steps_per_epoch, first_epoch * steps_per_epoch
-            self._task = self._bar.add_task(title, total=total, completed=done, losses="")
+        self._bar: Bar | None = None
+        self._bar_task = TaskID(0)
 
-    def __enter__(self) -> "TrainingProgress":
-        if self._bar is not None:
+    def begins(self, task: Task, first_epoch: int) -> None:
+        """Start the bar.
+
+        Args:
+            first_epoch: number of epochs that an interrupted process has already done.
+        """
+        self._name, self._num_epochs, self._first_epoch = task.name, task.options.num_epochs, first_epoch
+        self._started = self._refreshed = time.monotonic()
+        if sys.stdout.isatty():
+            total, done = (epochs * task.steps_per_epoch for epochs in (self._num_epochs, first_epoch))
+            self._bar = _progress(Console())
+            self._bar_task = self._bar.add_task(task.name, total=total, completed=done, losses="")
             self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        print(f"{self.title}: trained for {time.monotonic() - self._started:.1f} s", flush=True)
 
     def step(self, record: "Mapping[str, Tensor]") -> None:
-        """Count one step; shows its "loss/NAME" a few times a second, since reading one waits for the device."""
+        """Count one step.
+
+        Args:
+            record: its losses as "loss/NAME", each () on the device.
+        """
         if self._bar is None:
             return
-        self._bar.advance(self._task)
+        self._bar.advance(self._bar_task)
         if time.monotonic() - self._refreshed > REFRESH_SECONDS:
             self._refreshed = time.monotonic()
             losses = {name.removeprefix("loss/"): v for name, v in record.items() if name.startswith("loss/")}
             text = "  ".join(f"{name} {loss.item():.3f}" for name, loss in losses.items())
-            self._bar.update(self._task, losses=text)
+            self._bar.update(self._bar_task, losses=text)
 
-    def epoch(self, epoch: int, row: Mapping[str, float]) -> None:
-        """Report a finished epoch (counted from 1) in one line."""
+    def epoch(self, epoch: int, history: History, work: object) -> None:  # noqa: ARG002 -- others watch the work
+        """Show a finished epoch in one line, and a warning for each loss that does not fall.
+
+        Args:
+            epoch: counted from 1; 0 for the weights of a training without epochs, of which nothing is shown.
+            history: of all epochs so far.
+        """
+        if epoch == 0:
+            return
         elapsed = time.monotonic() - self._started
-        left = elapsed / (epoch - self._first_epoch) * (self.num_epochs - epoch)
-        shown = {
-            k: v for k, v in row.items() if k.startswith(("loss/", "val/mean_iou", "val/macro_f1", "val/attention_iou"))
-        }
+        left = elapsed / (epoch - self._first_epoch) * (self._num_epochs - epoch)
+        shown = {name: value for name, value in history.rows[-1].items() if name.startswith(SHOWN)}
         scores = "  ".join(f"{name.split('/')[-1]} {value:.4f}" for name, value in shown.items())
-        line = f"{self.title}: epoch {epoch}/{self.num_epochs}  {scores}  {left:.0f} s left"
+        line = f"{self._name}: epoch {epoch}/{self._num_epochs}  {scores}  {left:.0f} s left"
         if self._bar is not None:
             self._bar.console.print(line, highlight=False)
         else:
             print(line, flush=True)
+        warn_of_losses_that_do_not_fall(self._name, history.rows)
+
+    def ends(self) -> None:
+        """Stop the bar and say how long this process has trained; also after an error."""
+        if self._bar is not None:
+            self._bar.stop()
+        print(f"{self._name}: trained for {time.monotonic() - self._started:.1f} s", flush=True)
 
 
 def warn_of_losses_that_do_not_fall(title: str, rows: Sequence[Mapping[str, float]]) -> None:
@@ -122,8 +157,8 @@ def warn_of_losses_that_do_not_fall(title: str, rows: Sequence[Mapping[str, floa
             )
 
 
-def _progress(console: Console) -> Progress:
-    return Progress(
+def _progress(console: Console) -> Bar:
+    return Bar(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),

@@ -1,7 +1,7 @@
-"""Saved views of the experiment in MLflow's UI: the columns and charts that a comparison begins with.
+"""Saved views of the experiment in MLflow's UI: the columns and charts with which `gain ui` opens a comparison.
 
-The UI keeps a saved view as a tag of the experiment: JSON with a name, two times, and the page's state, deflated. What
-a person saves there is left alone.
+The UI keeps a saved view as a tag of the experiment: JSON with a name, two times, and the compressed state of the page.
+MLflow does not document this format. Views that a user saves have names of their own and are left alone.
 """
 
 import base64
@@ -18,19 +18,23 @@ SCORES = (
     "overall",
     "worst_group",
 )
-WEIGHTS = ("attention_mining", "external_supervision")
+LOSS_WEIGHTS = ("attention_mining", "external_supervision")
 VIEWS = ("scores", "attention")
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # opens on runs, not on traces of language models
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # so that the page shows runs, not traces of LLMs
 
 
 def experiment_tags() -> dict[str, str]:
-    """Tag to value: the kind of experiment, and the views."""
+    """Tags of the experiment, name to value: its kind, and one for each of `VIEWS`."""
     states = {"scores": {"selectedColumns": _columns()}, "attention": {"selectedColumns": _columns(), **_charts()}}
     return KIND | {f"mlflow.sharedViewState.{name}": _saved(name, states[name]) for name in VIEWS}
 
 
 def view_page(name: str, experiment_id: str) -> str:
-    """Path of a view's page below the server's address."""
+    """Path of a view's page below the server's address.
+
+    Args:
+        name: one of `VIEWS`.
+    """
     mode = "&compareRunsMode=CHART" if name == "attention" else ""
     return f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={name}{mode}"
 
@@ -40,14 +44,14 @@ def _columns() -> list[str]:
 
 
 def _charts() -> dict[str, Any]:
-    """Attention of every run with a slider over epochs, scores over loss weights, loss and validation by epoch."""
+    """Charts: attention of every run with a slider over epochs, scores by loss weight, losses and scores by epoch."""
     lines = ["loss/total", "val/mean_iou", "val/attention_iou"]
     charts = [
         _chart("attention", "IMAGE", imageKeys=["attention"], step=1, showRunParams=False),
         _chart(
             "scores",
             "PARALLEL",
-            selectedParams=[f"finetune.loss_weights.{name}" for name in WEIGHTS],
+            selectedParams=[f"finetune.loss_weights.{name}" for name in LOSS_WEIGHTS],
             selectedMetrics=[f"test/{name}" for name in SCORES[:3]],
             showAllRuns=False,
         ),

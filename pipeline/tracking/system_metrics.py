@@ -7,16 +7,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-SECONDS = 10.0  # between two samples
+SAMPLE_SECONDS = 10.0  # between two samples
 
 
 class SystemMetrics:
-    """Appends a sample to a file of events every 10 s, in a thread, until stopped; MLflow's own monitors measure.
+    """Thread that appends a sample to a file of events every `SAMPLE_SECONDS`, until it is stopped.
 
-    MLflow's thread around them gives up at the first request that fails; a file waits.
+    MLflow's monitors measure. MLflow's thread around them is not used: it ends when one request to the server fails.
 
     Args:
-        path: of the events; one that is there is continued, step by step.
+        path: of the events; the steps of an existing file are continued.
     """
 
     def __init__(self, path: Path) -> None:
@@ -26,7 +26,7 @@ class SystemMetrics:
         self._thread.start()
 
     def stop(self) -> None:
-        """Returns when nothing is written any more."""
+        """End the thread and wait until it has written its last sample."""
         self._stopped.set()
         self._thread.join()
 
@@ -37,7 +37,7 @@ class SystemMetrics:
 
         monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor(), *_gpu_monitors()]
         step = len(self._path.read_text(encoding="utf-8").splitlines()) if self._path.exists() else 0
-        while not self._stopped.wait(SECONDS):
+        while not self._stopped.wait(SAMPLE_SECONDS):
             values: dict[str, float] = {}
             for monitor in monitors:
                 monitor.collect_metrics()
@@ -48,13 +48,13 @@ class SystemMetrics:
             try:
                 with self._path.open("a", encoding="utf-8") as events:
                     events.write(json.dumps(event) + "\n")
-            except OSError:  # a full disk, of which the tracker warns
+            except OSError:  # a full disk, of which the training process warns
                 return
             step += 1
 
 
 def _gpu_monitors() -> list[Any]:
-    """NVIDIA's monitor, or AMD's, or none where there is no GPU or no library that knows it."""
+    """NVIDIA's monitor, or AMD's; none without a GPU or without the library that reads it."""
     from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
     from mlflow.system_metrics.metrics.rocm_monitor import ROCMMonitor
 

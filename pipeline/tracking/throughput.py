@@ -1,6 +1,7 @@
-"""How much of what the device can do a training makes use of: model FLOPs utilisation (Chowdhery et al., PaLM, 2022).
+"""The share of a device's peak that a training uses: model FLOPs utilisation (Chowdhery et al., PaLM, 2022).
 
-FLOPs are those that a step needs, counted once; a recomputation under activation checkpointing is time, not work.
+Each operation that a step needs counts once; recomputing activations (activation checkpointing) takes time and does
+not count.
 """
 
 import time
@@ -13,11 +14,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.data.loading import Sample
-from pipeline.gain.network import GuidedNetwork, Pairs
 from pipeline.gain.losses import Criterion
-from pipeline.training.loop import Work
+from pipeline.gain.network import GuidedNetwork, Pairs
 
-# Dense bfloat16 or float16 FLOPs per second with float32 accumulation, by a part of the device's name; the data sheets.
+# NVIDIA's data sheets: dense bfloat16 or float16 FLOPs per second with float32 accumulation, by a part of the device's
+# name. The first that fits counts, so that "H100 PCIe" stands before "H100".
 DATA_SHEETS = {
     "B200": 2250e12,
     "H200": 989e12,
@@ -30,26 +31,26 @@ DATA_SHEETS = {
     "A10": 125e12,
     "T4": 65e12,
 }
-MATRIX_SIDE = {"cpu": 1024, "cuda": 8192, "mps": 2048}  # of the product that is timed where there is no data sheet
-ROUNDS = 4
+MATRIX_SIDE = {"cpu": 1024, "cuda": 8192, "mps": 2048}  # of the product that is timed where no data sheet applies
+ROUNDS = 4  # of that product; the fastest counts
 
 
 class TrainingFlops(NamedTuple):
     """Floating-point operations of a forward and a backward pass; a multiplication and an addition are two."""
 
     per_image: int
-    per_pair: int  # besides, for a pair whose attention is guided
+    per_pair: int  # in addition, for each pair (image, class) whose attention is guided
 
 
 class Peak(NamedTuple):
-    """Floating-point operations per second of one device."""
+    """The most floating-point operations per second that one device can do, and where the figure comes from."""
 
     flops: float
     source: str
 
 
 def training_flops(network: GuidedNetwork, criterion: Criterion, image_size: tuple[int, int]) -> TrainingFlops:
-    """Count on one image, once without a pair and once with one.
+    """Count the operations on one image, once without a pair and once with one.
 
     Every rank must call it, since losses are reduced over ranks. Weights, gradients and statistics stay as they are.
 
@@ -57,33 +58,20 @@ def training_flops(network: GuidedNetwork, criterion: Criterion, image_size: tup
         network: with its frozen parts frozen: they need no gradients, which is less work.
         image_size: (H, W) in pixels.
     """
-    model, device = network.model, next(network.parameters()).device
+    model = network.model
     training, checkpoints = model.training, model.trunk.checkpoint_activations
     model.eval()
     model.trunk.checkpoint_activations = False
-
-    def count(num_pairs: int) -> int:
-        index = torch.zeros(num_pairs, dtype=torch.int64, device=device)
-        pixels = torch.zeros((1, *image_size), dtype=torch.int64, device=device)
-        labels = torch.zeros((1, model.num_foreground_classes), device=device)
-        image = torch.ones((1, 3, *image_size), device=device)
-        sample = Sample(image, pixels, pixels.to(torch.uint8), labels, torch.zeros(1, dtype=torch.int64))
-        learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        with FlopCounterMode(display=False) as counter:
-            total = criterion.total(criterion(network(image, Pairs(index, index), criterion.needs), sample), 1.0)
-            torch.autograd.grad(total, learning, allow_unused=True)
-        return int(counter.get_total_flops())
-
     try:
-        per_image = count(0)
-        return TrainingFlops(per_image, count(1) - per_image)
+        alone, guided = (_step_flops(network, criterion, image_size, num_pairs) for num_pairs in (0, 1))
     finally:
         model.train(training)
         model.trunk.checkpoint_activations = checkpoints
+    return TrainingFlops(alone, guided - alone)
 
 
 def peak_flops(device: torch.device, precision: str) -> Peak:
-    """From the data sheet where there is one for `precision`, else the fastest of a few large matrix products.
+    """Of the data sheet where it has one for `precision`, else of the fastest of a few large matrix products.
 
     Args:
         precision: as Lightning Fabric names it.
@@ -101,13 +89,32 @@ def peak_flops(device: torch.device, precision: str) -> Peak:
     return Peak(2.0 * side**3 / seconds, f"matrix product of side {side}")
 
 
-def utilisation(work: Work, flops: TrainingFlops, peak: Peak, num_devices: int) -> dict[str, float]:
-    """`mfu`, the share in [0, 1] of what all devices could have computed in that time, and `images_per_second`."""
-    needed = work.num_images * flops.per_image + work.num_pairs * flops.per_pair
-    return {
-        "mfu": needed / (work.seconds * peak.flops * num_devices),
-        "images_per_second": work.num_images / work.seconds,
-    }
+def utilisation(
+    flops: TrainingFlops, peak: Peak, *, num_images: int, num_pairs: int, seconds: float, num_devices: int
+) -> dict[str, float]:
+    """`mfu`, the share in [0, 1] of what all devices could have computed in that time, and `images_per_second`.
+
+    Args:
+        num_images, num_pairs: that all devices together have trained on.
+        seconds: which that took, more than 0.
+    """
+    needed = num_images * flops.per_image + num_pairs * flops.per_pair
+    return {"mfu": needed / (seconds * peak.flops * num_devices), "images_per_second": num_images / seconds}
+
+
+def _step_flops(network: GuidedNetwork, criterion: Criterion, image_size: tuple[int, int], num_pairs: int) -> int:
+    """Operations of a forward and a backward pass of one image, of which `num_pairs` pairs are guided."""
+    model, device = network.model, next(network.parameters()).device
+    index = torch.zeros(num_pairs, dtype=torch.int64, device=device)
+    pixels = torch.zeros((1, *image_size), dtype=torch.int64, device=device)
+    labels = torch.zeros((1, model.num_foreground_classes), device=device)
+    image = torch.ones((1, 3, *image_size), device=device)
+    sample = Sample(image, pixels, pixels.to(torch.uint8), labels, torch.zeros(1, dtype=torch.int64))
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    with FlopCounterMode(display=False) as counter:
+        total = criterion.total(criterion(network(image, Pairs(index, index), criterion.needs), sample), 1.0)
+        torch.autograd.grad(total, learning, allow_unused=True)
+    return int(counter.get_total_flops())
 
 
 @contextmanager

@@ -1,18 +1,17 @@
-"""The record of a run on its way to MLflow; this half never talks to a server and never imports mlflow.
+"""The record of a run, written to disk; it neither talks to a server nor imports mlflow.
 
-A `Tracker` appends what happens to a spool on disk. A sender process (sender.py), started first so that importing
-mlflow overlaps with importing torch, reads the spools and sends them. A server that is down, slow or dying costs one
-warning; what was missed waits in its spool for the next run.
+A `Tracker` appends events to a folder, its spool. A sender process (sender.py) reads the spools and sends them to
+MLflow; it starts first, so that importing mlflow overlaps with importing torch. A server that is down or slow costs one
+warning, and what it missed waits in the spool for the next run.
 
     .tracking/NAME/header.json     run name, tags, parameters, data set
     .tracking/NAME/events.jsonl    one event a line: metrics, image, artifact, tags, describe, finish
     .tracking/NAME/files/          pictures and artifacts
-    .tracking/NAME/system.jsonl    written by the sender: the machine's use, as events
-    .tracking/NAME/state.json      written by the sender: run id and how many events of either file were sent
+    .tracking/NAME/system.jsonl    written by the sender: CPU, memory, disk, network and GPU use, as events
+    .tracking/NAME/state.json      written by the sender: run id, and how many events of each file it has sent
 """
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -27,11 +26,12 @@ from typing import IO, Any
 from PIL import Image
 
 from pipeline.base.files import write_json
+from pipeline.tracking.provenance import experiment, reproduction, source_tags
 
 SPOOLS = Path(".tracking")
-DESCRIPTION_TAG = "mlflow.note.content"
-WEIGHTS_TAG = "weights_sha256"  # names the weights that a run produced; evaluation and registration find it by this
-FINISH_SECONDS = 60.0  # how long a finished stage waits for its sender
+DESCRIPTION_TAG = "mlflow.note.content"  # Markdown that MLflow's UI shows at the top of a run
+WEIGHTS_TAG = "weights_sha256"  # of the weights that a run produced; evaluation and registration find the run by it
+FINISH_SECONDS = 60.0  # for which a finished stage waits for its sender
 WAITING = f"what was missed waits in {SPOOLS} for the next stage or `gain sync`; CSV and JSON are complete"
 
 
@@ -57,7 +57,7 @@ class Tracking:
             print(f"warning: MLflow is slow; {WAITING}", file=sys.stderr, flush=True)
 
     def send(self, name: str) -> None:
-        """Have the spool `name` sent from now on."""
+        """Make the sender send the spool `name` from now on; if the sender has died, warn."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(f"{name}\n")
@@ -67,17 +67,16 @@ class Tracking:
 
 
 class Tracker:
-    """Record of one MLflow run, as a context manager. The spool of an interrupted run goes on where it ended.
+    """Record of one MLflow run, as a context manager. A run that was interrupted continues in its old spool.
 
     Args:
         tracking: sends the spool.
-        name: of the spool; equal names are the same run.
-        run_name: as shown in the UI; the name of the DVC experiment, if the run is one, is added.
+        name: of the spool; the same name continues the same run.
+        run_name: as shown in the UI; within a DVC experiment, its name is appended.
         params: nested parameters; logged flat, as "finetune.learning_rate".
-        tags: string tags; empty ones are left out.
-        weights_sha256: continue the run that produced these weights instead of starting one; without such a run on
-            the server, one is started.
-        dataset: {"name", "digest", "context"} of the data set, if any.
+        tags: empty ones are left out.
+        weights_sha256: of the weights whose run to continue; if the server has no such run, a new one starts.
+        dataset: {"name", "digest", "context"} of the data that the run sees.
     """
 
     def __init__(
@@ -92,18 +91,17 @@ class Tracker:
         dataset: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = SPOOLS / name
-        experiment = os.environ.get("DVC_EXP_NAME", "")
         all_tags = {**source_tags(), DESCRIPTION_TAG: reproduction(), **(tags or {})}
         header = {
             "record": self._record_id(),
-            "run_name": f"{run_name}-{experiment}" if experiment else run_name,
+            "run_name": "-".join(filter(None, (run_name, experiment()))),
             "params": flatten(params or {}),
             "tags": {key: value for key, value in all_tags.items() if value},
             "weights_sha256": weights_sha256,
             "dataset": dict(dataset) if dataset else None,
         }
         (self.folder / "files").mkdir(parents=True, exist_ok=True)
-        # A resumed training repeats the epoch in which it was killed; what was recorded of it stands.
+        # A resumed training repeats the epoch in which it was killed; what it recorded the first time stays.
         self._recorded = {(event["kind"], event.get("key"), event.get("step")) for event in read_events(self.folder)}
         self._failed = False
         self._events: IO[str] = (self.folder / "events.jsonl").open("a", encoding="utf-8")
@@ -116,35 +114,51 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is None:
+        self.close(finished=error is None)
+
+    def close(self, *, finished: bool) -> None:
+        """Record nothing more; a run that is not `finished` goes on when its stage is called again."""
+        if finished:
             self._record("finish")
-        with suppress(OSError):  # on a full disk, what could not be written has been warned of
+        with suppress(OSError):  # `_record` has warned of a full disk
             self._events.close()
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Values of one epoch, or of one test (step 0)."""
+        """Record the values of one epoch, or of one test.
+
+        Args:
+            step: the epoch, counted from 1; 0 for a test.
+        """
         self._record("metrics", step=step, values=dict(metrics))
 
     def log_image(self, key: str, image: Image.Image, *, step: int) -> None:
-        """A picture for the UI's image grid; equal keys line up by step and across runs."""
+        """Record a picture for the UI's image grid, which lines equal keys up by step and across runs.
+
+        Args:
+            step: as in `log_metrics`.
+        """
         buffer = BytesIO()
         image.save(buffer, "PNG")
         self._record("image", buffer.getvalue(), key=key, step=step, file=f"{key.replace('/', '_')}_{step:04d}.png")
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
-        """A file, copied now and sent under the artifact folder."""
+        """Record a file, as it is now.
+
+        Args:
+            folder: where the run keeps it among its artifacts; "" for their root.
+        """
         self._record("artifact", path.read_bytes(), key=f"{folder}/{path.name}", file=path.name, folder=folder)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Tags known only now."""
+        """Record tags that are known only after the run has begun, such as the digest of its weights."""
         self._record("tags", values=dict(tags))
 
     def describe(self, result: str) -> None:
-        """Markdown to show at the top of the run, above how to get the same run again."""
+        """Record Markdown to show at the top of the run, above the commands that repeat it."""
         self._record("describe", result=result)
 
     def _record_id(self) -> str:
-        """Of the run, from the day that its spool was made."""
+        """Unique name of the run, made with its spool and kept from then on."""
         path = self.folder / "header.json"
         before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         return str(before.get("record") or uuid.uuid4().hex)
@@ -165,7 +179,7 @@ class Tracker:
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:
-    """Events of a spool, in order. A line cut short by kill -9 is removed from the file."""
+    """Events of a spool in the order in which they were recorded. A line cut short by kill -9 is removed from it."""
     path = folder / "events.jsonl"
     if not path.exists():
         return []
@@ -183,32 +197,3 @@ def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         name = f"{prefix}{key}"
         flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: str(value)}
     return flat
-
-
-def reproduction() -> str:
-    """Markdown: the commands that make this run again, as far as a commit or a DVC experiment records it."""
-    commit, experiment = _commit(), os.environ.get("DVC_EXP_NAME", "")
-    changed = subprocess.run(["git", "diff", "--quiet", "HEAD"], capture_output=True, check=False).returncode != 0
-    if not commit:
-        return "Made outside Git: `dvc repro` in the folder that it was made in reproduces it."
-    if experiment:
-        return f"Reproduce: `git checkout {commit[:12]} && dvc exp apply {experiment} && dvc repro`"
-    text = f"Reproduce: `git checkout {commit[:12]} && dvc repro`"
-    return f"{text}, with the changes that were not committed then" if changed else text
-
-
-def source_tags() -> dict[str, str]:
-    """Where a run comes from: commit, DVC experiment, Prefect flow run; only what is known."""
-    tags = {
-        "mlflow.source.git.commit": _commit(),
-        "mlflow.source.type": "PROJECT",
-        "mlflow.source.name": Path.cwd().name,
-        "dvc_experiment": os.environ.get("DVC_EXP_NAME", ""),
-        "prefect_flow_run": os.environ.get("PREFECT__FLOW_RUN_ID", ""),
-    }
-    return {name: value for name, value in tags.items() if value}
-
-
-def _commit() -> str:
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return git.stdout.strip()

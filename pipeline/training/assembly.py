@@ -115,9 +115,7 @@ def _device(params: Params) -> Device:
     return device
 
 
-def _model(
-    params: Params, space: Workspace, stage: str, class_names: tuple[str, ...]
-) -> tuple[FCN8s, Path | None]:
+def _model(params: Params, space: Workspace, stage: str, class_names: tuple[str, ...]) -> tuple[FCN8s, Path | None]:
     """The network that the stage begins with, and the file that it comes from."""
     if stage != "pretrain":
         path = space.models / "pretrain.safetensors" if stage == "classify" else space.weights(PRETRAINED)

@@ -85,9 +85,13 @@ def begin(task: Task) -> State:
 def begin_epoch(task: Task, epoch: int) -> None:
     """Fix all that an epoch draws at random, so that a resumed training draws it again, and set the modes."""
     start_epoch(task.loader, epoch)
-    entropy = np.random.SeedSequence([task.seed, epoch, task.fabric.global_rank])
-    torch.manual_seed(int(entropy.generate_state(1)[0]))
+    seed_epoch(task.seed, epoch, task.fabric.global_rank)
     training_mode(task.model, frozen=task.options.frozen, update_batch_norm=task.options.update_batch_norm)
+
+
+def seed_epoch(seed: int, epoch: int, rank: int) -> None:
+    """Make dropout and the choice of pairs a function of the three."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0]))
 
 
 def train_one_epoch(

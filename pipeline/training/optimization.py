@@ -14,14 +14,14 @@ from pipeline.model.fcn8s import FCN8s
 from pipeline.model.weights import state_digest
 
 
-def freeze(model: FCN8s, frozen: list[Any]) -> None:
+def freeze(model: FCN8s, frozen: Sequence[Part]) -> None:
     """Parameters of the named parts get no gradient; all others do, save the fixed bilinear upsampling."""
     for part in FCN8s.PARTS:
         for name, parameter in model.get_submodule(part).named_parameters():
             parameter.requires_grad_(part not in frozen and not name.startswith("upscore"))
 
 
-def training_mode(model: FCN8s, *, frozen: list[Any], update_batch_norm: bool) -> None:
+def training_mode(model: FCN8s, *, frozen: Sequence[Part], update_batch_norm: bool) -> None:
     """Training mode, except in frozen parts and, on request, in batch normalisation."""
     model.train()
     for part in frozen:

@@ -4,14 +4,10 @@ import math
 from dataclasses import dataclass
 from itertools import chain, repeat
 
-from lightning_fabric import Fabric
-from torch.utils.data import DataLoader
-
-from pipeline.base.sections import Training
-from pipeline.data.loading import Sample, start_epoch
-from pipeline.gain.network import GuidedNetwork
-from pipeline.gain.losses import Criterion
-from pipeline.training.loop import add_gradients, build_optimizer, freeze, in_steps, training_mode
+from pipeline.data.loading import start_epoch
+from pipeline.training.optimization import build_optimizer, freeze, training_mode
+from pipeline.training.step import add_gradients, in_steps
+from pipeline.training.task import Task
 
 SMOOTHING = 0.9  # of the exponential average of the losses
 DIVERGED = 4.0  # times the lowest smoothed loss
@@ -34,39 +30,25 @@ class RangeTest:
         return self.rates[steepest] if steepest is not None and falls[steepest] < 0 else None
 
 
-def range_test(
-    fabric: Fabric,
-    network: GuidedNetwork,
-    loader: DataLoader[Sample],
-    criterion: Criterion,
-    options: Training,
-    *,
-    max_classes_per_image: int,
-    lowest: float,
-    highest: float,
-    num_steps: int,
-) -> RangeTest:
-    """Train `network` for `num_steps` steps while the rate rises from `lowest` to `highest`; its weights are spent.
+def range_test(task: Task, *, lowest: float, highest: float, num_steps: int) -> RangeTest:
+    """Train for `num_steps` steps while the rate rises from `lowest` to `highest`; the network's weights are spent.
 
-    Each part's rate is the rate times its scale in `options`. The test ends early once the loss has diverged.
-
-    Args:
-        max_classes_per_image: cap on the pairs of one image, see `class_pairs`.
+    Each part's rate is the rate times its scale in the task's options. The test ends early once the loss has diverged.
     """
-    model = network.model
+    fabric, model, options = task.fabric, task.model, task.options
     freeze(model, options.frozen)
     optimizer = build_optimizer(model, options, fused=False)
     scales = [group["lr"] / options.learning_rate for group in optimizer.param_groups]
-    guided, fabric_optimizer = fabric.setup(network, optimizer)
+    guided, fabric_optimizer = fabric.setup(task.network, optimizer)
     training_mode(model, frozen=options.frozen, update_batch_norm=options.update_batch_norm)
-    start_epoch(loader, 0)
-    steps = in_steps(chain.from_iterable(repeat(loader)), options.accumulate_grad_batches)
+    start_epoch(task.loader, 0)
+    steps = in_steps(chain.from_iterable(repeat(task.loader)), options.accumulate_grad_batches)
     result, average = RangeTest([], [], []), 0.0
     for step in range(num_steps):
         rate = lowest * (highest / lowest) ** (step / max(1, num_steps - 1))
         for group, scale in zip(optimizer.param_groups, scales, strict=True):
             group["lr"] = rate * scale
-        record = add_gradients(fabric, guided, next(steps), criterion, 1.0, max_classes_per_image)
+        record = add_gradients(task, guided, next(steps), 1.0)
         total = float(record["loss/total"])
         if not math.isfinite(total):
             break

@@ -1,7 +1,7 @@
 """One step of a training: its passes and gradients, and what it says of itself.
 
-Nothing in a step waits for the device: labels become pairs before they are copied, and the record of a step stays on the
-device until `StepRecords` looks, once a second and at the end of an epoch.
+Nothing in a step waits for the device: labels become pairs before they are copied, and the record of a step stays on
+the device until `StepRecords` looks, once a second and at the end of an epoch.
 """
 
 import time
@@ -17,6 +17,7 @@ from pipeline.base.ranks import rank_mean
 from pipeline.data.loading import Sample, finished
 from pipeline.gain.losses import Criterion
 from pipeline.gain.network import GuidedOutput, Pairs, class_pairs
+from pipeline.training.state import Row
 from pipeline.training.task import Task
 
 LOOK_SECONDS = 1.0  # between looks at the losses, each of which waits for the device

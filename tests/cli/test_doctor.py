@@ -16,6 +16,7 @@ import pytest
 
 import pipeline.cli.doctor
 import pipeline.flows.services
+import pipeline.tracking.server
 from pipeline.base.params import load_params
 from pipeline.base.sections import RemoteFile
 from pipeline.cli.doctor import examine, training_bytes
@@ -41,7 +42,7 @@ def diagnose(tmp_path, monkeypatch):
 
 @pytest.fixture
 def health() -> Iterator[str]:
-    """A server that is healthy under /good and /good/health, ill under /bad, and silent under /silent."""
+    """A server that passes its health check below /good, has /file, says 500 elsewhere, is silent below /silent."""
     stopping = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
@@ -49,7 +50,7 @@ def health() -> Iterator[str]:
             if self.path.startswith("/silent"):
                 stopping.wait(60)
                 return
-            self.send_response(200 if self.path.startswith("/good") else 500)
+            self.send_response(200 if self.path in ("/good/health", "/file") else 500)
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
@@ -78,7 +79,7 @@ def test_servers_are_asked_and_do_not_decide(diagnose, health, monkeypatch, vari
         found = diagnose(subject)
     assert "cannot be reached" in found.text
     assert found.verdict == "note"
-    monkeypatch.setattr(pipeline.flows.services, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(pipeline.tracking.server, "ANSWER_SECONDS", 0.2)
     monkeypatch.setenv(variable, f"{health}/silent")
     assert "no answer within" in diagnose(subject).text
 
@@ -129,7 +130,7 @@ def test_memory_of_a_gpu_is_asked_of_the_gpu(diagnose, monkeypatch):
     assert "of GPU memory are free" in found.text
 
 
-def test_files_of_ones_own_and_fetched_ones_are_checked(tmp_path):
+def test_files_of_ones_own_and_fetched_ones_are_checked(health, tmp_path):
     (tmp_path / "w.pth").write_bytes(b"x")
     right, wrong = f"md5:{hashlib.md5(b'x').hexdigest()}", f"md5:{'0' * 32}"
 
@@ -149,6 +150,8 @@ def test_files_of_ones_own_and_fetched_ones_are_checked(tmp_path):
     assert found.verdict == "fail"
     assert f"no mirror answers ({url}: " in found.text
     assert "download it by hand to" in found.text
+    found = finding(path=None, mirrors=[f"{health}/missing", f"{health}/file"], checksum=right)
+    assert found == ("ok", "weights", f"{health}/file answers; `dvc repro download` fetches it")
 
 
 def test_estimate_grows_with_batch_and_network():

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.base.errors import PipelineError, without_credentials
-from pipeline.flows.services import check_prefect_server, problem_with
+from pipeline.flows.services import check_prefect_server
 
 
 @pytest.mark.parametrize(
@@ -20,8 +20,7 @@ def test_user_and_password_are_taken_out(text, shown):
     assert without_credentials(text) == shown
 
 
-def test_reasons_name_the_host_only(monkeypatch):
-    assert problem_with("http://ann:hidden@127.0.0.1:9/health") == "127.0.0.1:9 cannot be reached"
+def test_reason_names_the_host_only(monkeypatch):
     monkeypatch.setenv("PREFECT_API_URL", "http://ann:hidden@127.0.0.1:9/api")
     with pytest.raises(PipelineError) as refusal:
         check_prefect_server()

@@ -4,11 +4,21 @@ import torch
 import torch.nn.functional as F
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from sections import attention_section
 from torch import nn
 
-from pipeline.gain.attention import DEAD_MAP_MAXIMUM, attention_map, attention_to_image, class_attention, importance_weights, masked_image, normalise_attention, soft_mask
-from pipeline.gain.network import GuidedNetwork, class_pairs
+from pipeline.gain.attention import (
+    DEAD_MAP_MAXIMUM,
+    attention_map,
+    attention_to_image,
+    class_attention,
+    importance_weights,
+    masked_image,
+    normalise_attention,
+    soft_mask,
+)
 from pipeline.gain.losses import attention_mining_loss
+from pipeline.gain.network import GuidedNetwork, class_pairs
 from pipeline.model.fcn8s import AttentionGrid
 from pipeline.model.trunk import pool
 from pipeline.training.loop import training_mode
@@ -223,13 +233,13 @@ def test_pairs_are_capped_at_random_per_image(batch):
 
 
 def test_no_pairs_without_objects(tiny_model):
-    network = GuidedNetwork(tiny_model())
+    network = GuidedNetwork(tiny_model(), attention_section())
     output = network(torch.randn(2, 3, 32, 32), class_pairs(torch.zeros(2, 3), 4), ALL_LOSSES)
     assert output.attention.shape[0] == output.masked_logits.shape[0] == 0
 
 
 def test_batch_equals_stacked_singles(tiny_model, batch):
-    network = GuidedNetwork(tiny_model())
+    network = GuidedNetwork(tiny_model(), attention_section())
     together = network(batch.image, class_pairs(batch.image_labels, 4), ALL_LOSSES)
     singles = [
         network(batch.image[i : i + 1], class_pairs(batch.image_labels[i : i + 1], 4), ALL_LOSSES) for i in range(4)
@@ -243,7 +253,7 @@ def test_batch_equals_stacked_singles(tiny_model, batch):
 @pytest.mark.parametrize("layer", ["conv5_3", "pool5"])
 def test_masked_logits_are_the_pairs_own_class_on_its_own_image(tiny_model, batch, layer, masked_gradient):
     model = tiny_model(attention_layer=layer)
-    network = GuidedNetwork(model, masked_gradient=masked_gradient)
+    network = GuidedNetwork(model, attention_section(masked_gradient=masked_gradient))
     output = network(batch.image, class_pairs(batch.image_labels, 4), ALL_LOSSES)
     for n, (i, c) in enumerate(zip(*output.pairs, strict=True)):
         upsampled = attention_to_image(output.attention[n : n + 1], (48, 40), model.attention_grid)
@@ -256,11 +266,17 @@ def test_losses_that_are_not_needed_cost_no_pass(tiny_model, batch):
     model = tiny_model()
     passes = []
     model.trunk.register_forward_hook(lambda *_: passes.append(1))
-    output = GuidedNetwork(model)(batch.image, class_pairs(batch.image_labels, 4), frozenset({"segmentation"}))
+    output = GuidedNetwork(model, attention_section())(
+        batch.image, class_pairs(batch.image_labels, 4), frozenset({"segmentation"})
+    )
     assert (len(passes), output.class_logits, output.attention) == (1, None, None)
-    GuidedNetwork(model)(batch.image, class_pairs(batch.image_labels, 4), frozenset({"external_supervision"}))
+    GuidedNetwork(model, attention_section())(
+        batch.image, class_pairs(batch.image_labels, 4), frozenset({"external_supervision"})
+    )
     assert len(passes) == 2
-    GuidedNetwork(model)(batch.image, class_pairs(batch.image_labels, 4), frozenset({"attention_mining"}))
+    GuidedNetwork(model, attention_section())(
+        batch.image, class_pairs(batch.image_labels, 4), frozenset({"attention_mining"})
+    )
     assert len(passes) == 4
 
 
@@ -268,7 +284,7 @@ def test_masked_images_do_not_enter_batch_norm_statistics(tiny_model, batch):
     model = tiny_model()
     training_mode(model, frozen=[], update_batch_norm=False)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    GuidedNetwork(model)(batch.image, class_pairs(batch.image_labels, 4), ALL_LOSSES)
+    GuidedNetwork(model, attention_section())(batch.image, class_pairs(batch.image_labels, 4), ALL_LOSSES)
     assert before
     assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
 
@@ -294,7 +310,7 @@ def parameter_gradients(model, value, upstream=None):
 def test_both_judges_give_the_same_loss_and_the_same_gradient_to_the_map(tiny_model, batch):
     model = tiny_model()
     shared, alone = (
-        mining(GuidedNetwork(model, masked_gradient=masked_gradient), batch)
+        mining(GuidedNetwork(model, attention_section(masked_gradient=masked_gradient)), batch)
         for masked_gradient in ("shared", "attention_only")
     )
     assert torch.equal(shared[0], alone[0])
@@ -304,7 +320,9 @@ def test_both_judges_give_the_same_loss_and_the_same_gradient_to_the_map(tiny_mo
 
 def test_attention_only_mining_reaches_parameters_through_the_map_alone(tiny_model, batch):
     model = tiny_model()
-    network = GuidedNetwork(model, second_order=True, trunk_gradient=0.5, masked_gradient="attention_only")
+    network = GuidedNetwork(
+        model, attention_section(second_order=True, trunk_gradient=0.5, masked_gradient="attention_only")
+    )
     loss, attention, upstream = mining(network, batch)
     whole, through_the_map = parameter_gradients(model, loss), parameter_gradients(model, attention, upstream)
     for name, gradient in through_the_map.items():
@@ -320,7 +338,9 @@ def test_attention_only_mining_reaches_parameters_through_the_map_alone(tiny_mod
 def test_judge_of_the_masked_image_learns_only_if_shared(tiny_model, batch, masked_gradient):
     """With nothing let through the map, what is left is what the masked pass gives to those who classify it."""
     model = tiny_model()
-    loss, _, _ = mining(GuidedNetwork(model, trunk_gradient=0.0, masked_gradient=masked_gradient), batch)
+    loss, _, _ = mining(
+        GuidedNetwork(model, attention_section(trunk_gradient=0.0, masked_gradient=masked_gradient)), batch
+    )
     learning = {
         name
         for name, gradient in parameter_gradients(model, loss).items()
@@ -336,13 +356,15 @@ def test_judge_that_stands_still_keeps_its_statistics_too(tiny_model, batch):
     model = tiny_model()
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     training_mode(model, frozen=[], update_batch_norm=False)
-    mining(GuidedNetwork(model, masked_gradient="attention_only"), batch)
+    mining(GuidedNetwork(model, attention_section(masked_gradient="attention_only")), batch)
     assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
     assert all(p.requires_grad for p in model.trunk.parameters())
 
 
 def guided_gradients(model, batch, needs, trunk_gradient):
-    network = GuidedNetwork(model, second_order=True, trunk_gradient=trunk_gradient, masked_gradient="attention_only")
+    network = GuidedNetwork(
+        model, attention_section(second_order=True, trunk_gradient=trunk_gradient, masked_gradient="attention_only")
+    )
     output = network(batch.image, class_pairs(batch.image_labels, 4), frozenset({needs}))
     if needs == "attention_mining":
         loss = attention_mining_loss(output.masked_logits, output.alive)
@@ -374,7 +396,7 @@ def test_trunk_gets_its_share_of_the_gradient_and_the_classifier_all(tiny_model,
 @pytest.mark.parametrize("second_order", [False, True])
 def test_attention_losses_reach_the_classifier_with_second_order_alone(tiny_model, batch, second_order):
     model = tiny_model()
-    network = GuidedNetwork(model, second_order=second_order)
+    network = GuidedNetwork(model, attention_section(second_order=second_order))
     output = network(batch.image, class_pairs(batch.image_labels, 4), frozenset({"external_supervision"}))
     output.attention.square().mean().backward()
     for layer in (model.classifier.fc1, model.classifier.fc2, model.classifier.score):

@@ -9,10 +9,11 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from sections import attention_section
 
 from pipeline.data.loading import Sample
-from pipeline.gain.network import GuidedNetwork, class_pairs
 from pipeline.gain.losses import LOSS_NAMES, Criterion
+from pipeline.gain.network import GuidedNetwork, class_pairs
 from pipeline.training.loop import build_optimizer, freeze, training_mode
 
 RELATIVE = 1e-4
@@ -22,7 +23,7 @@ WEIGHTS = {"segmentation": 1.0, "classification": 1.0, "attention_mining": 0.5, 
 def gradients(network: GuidedNetwork, batch: Sample, weights=WEIGHTS) -> dict[str, torch.Tensor]:
     """By parameter, and the losses as loss/NAME."""
     network.zero_grad()
-    criterion = Criterion(weights, network.model.attention_grid)
+    criterion = Criterion(weights, network.model.attention_grid, attention_section())
     output = network(batch.image, class_pairs(batch.image_labels, 4), criterion.needs)
     losses = criterion(output, batch)
     criterion.total(losses, 1.0).backward()
@@ -73,7 +74,7 @@ def mined_by_hand(model, batch: Sample, *, stride: int, learn: bool) -> dict[str
 @pytest.mark.parametrize("stride", [1, 2, 4])
 def test_masked_pass_is_one_pass_per_pair(tiny_model, scene, stride, masked_gradient):
     model = tiny_model()
-    network = GuidedNetwork(model, masked_stride=stride, masked_gradient=masked_gradient)
+    network = GuidedNetwork(model, attention_section(masked_stride=stride, masked_gradient=masked_gradient))
     found = gradients(network, scene, {"attention_mining": 1.0})
     expected = mined_by_hand(model, scene, stride=stride, learn=masked_gradient == "shared")
     assert any(name.startswith("trunk") for name in expected)
@@ -85,7 +86,7 @@ def test_masked_pass_is_one_pass_per_pair(tiny_model, scene, stride, masked_grad
 def test_masked_pass_takes_any_size(tiny_model, stride, size):
     model = tiny_model()
     labels = torch.tensor([[1.0, 0.0, 1.0]])
-    network = GuidedNetwork(model, masked_stride=stride)
+    network = GuidedNetwork(model, attention_section(masked_stride=stride))
     output = network(torch.randn(1, 3, *size), class_pairs(labels, 4), frozenset({"attention_mining"}))
     assert torch.isfinite(output.masked_logits).all()
 
@@ -101,7 +102,9 @@ def test_recomputed_activations_give_the_same_step(tiny_model, scene, masked_gra
         model.load_state_dict(start)
         model.trunk.checkpoint_activations = checkpoint_activations
         training_mode(model, frozen=[], update_batch_norm=update_batch_norm)
-        network = GuidedNetwork(model, second_order=True, masked_stride=2, masked_gradient=masked_gradient)
+        network = GuidedNetwork(
+            model, attention_section(second_order=True, masked_stride=2, masked_gradient=masked_gradient)
+        )
         results.append(gradients(network, scene) | {name: b.clone().float() for name, b in model.named_buffers()})
     assert_close(results[1], results[0])
     assert bool(results[0]["trunk.bn1_1.num_batches_tracked"]) is update_batch_norm
@@ -129,7 +132,7 @@ def test_recomputed_activations_are_not_kept(tiny_model, scene):
 def test_compiled_step_is_the_plain_step(tiny_model, scene):
     """As traced and differentiated by torch.compile; its code generator, which takes minutes, is left to torch."""
     model = tiny_model()
-    network = GuidedNetwork(model, second_order=True, masked_stride=2)
+    network = GuidedNetwork(model, attention_section(second_order=True, masked_stride=2))
     expected = gradients(network, scene)
     compiled = torch.compile(network, backend="aot_eager")
     assert_close(gradients(compiled, scene), expected)
@@ -174,7 +177,10 @@ def test_part_may_have_its_first_gradient_later(tiny_model, training_options, op
 
 def test_bfloat16_leaves_scores_attention_and_losses_in_float32(tiny_model, scene):
     model = tiny_model()
-    network, criterion = GuidedNetwork(model, masked_stride=2), Criterion(WEIGHTS, model.attention_grid)
+    network, criterion = (
+        GuidedNetwork(model, attention_section(masked_stride=2)),
+        Criterion(WEIGHTS, model.attention_grid, attention_section()),
+    )
     pairs = class_pairs(scene.image_labels, 4)
     exact = criterion(network(scene.image, pairs, criterion.needs), scene)
     with torch.autocast("cpu", torch.bfloat16):

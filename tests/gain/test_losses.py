@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
+from sections import attention_section
 
 from pipeline.data.loading import Sample
-from pipeline.gain.network import GuidedNetwork, GuidedOutput, Pairs, class_pairs
 from pipeline.gain.losses import (
     LOSS_NAMES,
     Criterion,
@@ -14,6 +14,7 @@ from pipeline.gain.losses import (
     pixel_supervision,
     segmentation_loss,
 )
+from pipeline.gain.network import GuidedNetwork, GuidedOutput, Pairs, class_pairs
 from pipeline.model.fcn8s import AttentionGrid
 
 CONV5_3 = AttentionGrid(stride=16, padding=1)
@@ -22,8 +23,11 @@ GUIDED = {"external_supervision": 1.0}
 
 
 def losses_of(model, batch, weights, grid=CONV5_3):
-    criterion = Criterion(weights, grid)
-    return criterion(GuidedNetwork(model)(batch.image, class_pairs(batch.image_labels, 4), criterion.needs), batch)
+    criterion = Criterion(weights, grid, attention_section())
+    return criterion(
+        GuidedNetwork(model, attention_section())(batch.image, class_pairs(batch.image_labels, 4), criterion.needs),
+        batch,
+    )
 
 
 def test_segmentation_loss_by_hand_leaves_void_out():
@@ -53,16 +57,21 @@ def test_external_supervision_by_hand():
     weight = torch.tensor([[[1.0, 1.0]], [[1.0, 0.0]], [[1.0, 1.0]]])
     selected = torch.tensor([True, True, False])
     # First pair: mean of 1 and 0. Second: its second cell is void, so 0.25 alone. Third is not selected.
-    assert float(external_supervision_loss(attention, mask, weight, selected)) == pytest.approx((0.5 + 0.25) / 2)
-    assert float(external_supervision_loss(attention, mask, weight, torch.zeros(3, dtype=torch.bool))) == 0.0
+    assert float(external_supervision_loss(attention, mask, weight, selected, "mean", "squared")) == pytest.approx(
+        (0.5 + 0.25) / 2
+    )
+    assert (
+        float(external_supervision_loss(attention, mask, weight, torch.zeros(3, dtype=torch.bool), "mean", "squared"))
+        == 0.0
+    )
 
 
 def test_external_supervision_does_not_depend_on_the_image_size():
     small = external_supervision_loss(
-        torch.full((1, 2, 2), 0.5), torch.zeros(1, 2, 2), torch.ones(1, 2, 2), torch.tensor([True])
+        torch.full((1, 2, 2), 0.5), torch.zeros(1, 2, 2), torch.ones(1, 2, 2), torch.tensor([True]), "mean", "squared"
     )
     large = external_supervision_loss(
-        torch.full((1, 8, 8), 0.5), torch.zeros(1, 8, 8), torch.ones(1, 8, 8), torch.tensor([True])
+        torch.full((1, 8, 8), 0.5), torch.zeros(1, 8, 8), torch.ones(1, 8, 8), torch.tensor([True]), "mean", "squared"
     )
     assert float(small) == float(large) == 0.25
 
@@ -71,7 +80,7 @@ def test_external_supervision_sums_over_the_cells_on_request():
     attention, mask = torch.tensor([[[1.0, 0.0]], [[0.5, 0.5]]]), torch.tensor([[[0.0, 0.0]], [[1.0, 0.5]]])
     weight, selected = torch.tensor([[[1.0, 1.0]], [[1.0, 0.0]]]), torch.tensor([True, True])
     # First pair: 1 + 0. Second: 0.25, its second cell being void. The mean over pairs stays.
-    loss = external_supervision_loss(attention, mask, weight, selected, "sum")
+    loss = external_supervision_loss(attention, mask, weight, selected, "sum", "squared")
     assert float(loss) == pytest.approx((1.0 + 0.25) / 2)
 
 
@@ -81,7 +90,7 @@ def test_external_supervision_counts_faint_attention_on_request():
     mask, weight, selected = torch.zeros(1, 1, 10), torch.ones(1, 1, 10), torch.tensor([True])
 
     def loss(attention, distance):
-        return float(external_supervision_loss(attention, mask, weight, selected, distance=distance))
+        return float(external_supervision_loss(attention, mask, weight, selected, "mean", distance))
 
     assert loss(faint, "absolute") == pytest.approx(loss(strong, "absolute")) == pytest.approx(0.1)
     assert loss(faint, "squared") == pytest.approx(0.1 * loss(strong, "squared"))
@@ -94,7 +103,7 @@ def test_pixel_supervision_by_hand():
     guidance[0, 16:20, 16:32] = 1  # a quarter of cell (1, 1)
     guidance[0, 16:32, 32:48] = 255
     pairs = Pairs(torch.tensor([0]), torch.tensor([0]))
-    mask, weight = pixel_supervision(guidance, pairs, CONV5_3)
+    mask, weight = pixel_supervision(guidance, pairs, CONV5_3, 1.0)
     assert mask.tolist() == [[[1.0, 0.0, 0.0], [0.0, 0.5, 0.0]]]
     assert weight.tolist() == [[[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]]]
     mask, sharp_weight = pixel_supervision(guidance, pairs, CONV5_3, sharpness=2.0)
@@ -106,7 +115,7 @@ def test_pixel_supervision_at_stride_32_by_hand():
     guidance = torch.zeros(1, 32, 48, dtype=torch.uint8)
     guidance[0, :, :16] = 1  # half of cell (0, 0)
     guidance[0, :4, 32:] = 1  # a sixteenth of cell (0, 1), whose other half is beyond the image
-    mask, weight = pixel_supervision(guidance, Pairs(torch.tensor([0]), torch.tensor([0])), AttentionGrid(32, 1))
+    mask, weight = pixel_supervision(guidance, Pairs(torch.tensor([0]), torch.tensor([0])), AttentionGrid(32, 1), 1.0)
     assert mask.tolist() == [[[1.0, 0.125]]]
     assert weight.tolist() == [[[1.0, 0.5]]]
 
@@ -117,9 +126,9 @@ def test_pixel_supervision_lies_on_the_grid_of_the_attention(tiny_model, padding
     model = tiny_model(padding=padding, attention_layer=layer)
     guidance = torch.ones(1, 50, 77, dtype=torch.uint8)
     pairs = Pairs(torch.tensor([0]), torch.tensor([0]))
-    mask, weight = pixel_supervision(guidance, pairs, model.attention_grid)
+    mask, weight = pixel_supervision(guidance, pairs, model.attention_grid, 1.0)
     labels, needs = torch.tensor([[1.0, 0, 0]]), frozenset({"external_supervision"})
-    output = GuidedNetwork(model)(torch.zeros(1, 3, 50, 77), class_pairs(labels, 4), needs)
+    output = GuidedNetwork(model, attention_section())(torch.zeros(1, 3, 50, 77), class_pairs(labels, 4), needs)
     assert mask.shape == weight.shape == output.attention.shape
     assert float(weight.sum()) * model.attention_grid.stride**2 == pytest.approx(50 * 77)
 
@@ -144,7 +153,7 @@ def corner(side):
 
 
 def supervision(output, batch, **options):
-    return Criterion(GUIDED, CONV5_3, **options)(output, batch)["external_supervision"]
+    return Criterion(GUIDED, CONV5_3, attention_section(**options))(output, batch)["external_supervision"]
 
 
 ONES, HALVES = [[1.0, 1.0], [1.0, 1.0]], [[0.5, 0.5], [0.5, 0.5]]
@@ -217,7 +226,9 @@ def test_supervision_at_the_resolution_of_the_image_leaves_the_padding_out():
     attention = torch.zeros(grid.shape((32, 32)))
     attention[5:10, 5:10] = 1.0  # all cells that upsampling mixes into pixels 99 to 130 of the canvas
     output, batch = hand_made([attention.tolist()], corner(32))
-    loss = Criterion(GUIDED, grid, guidance_resolution="image")(output, batch)["external_supervision"]
+    loss = Criterion(GUIDED, grid, attention_section(guidance_resolution="image"))(output, batch)[
+        "external_supervision"
+    ]
     assert loss.item() == 0.0
 
 
@@ -248,7 +259,7 @@ def test_sharpness_has_no_effect_at_the_resolution_of_the_image():
 
 def test_losses_without_weight_are_not_needed():
     weights = {"segmentation": 3.0, "classification": 0.0, "external_supervision": 1e-3}
-    assert Criterion(weights, CONV5_3).needs == {"segmentation", "external_supervision"}
+    assert Criterion(weights, CONV5_3, attention_section()).needs == {"segmentation", "external_supervision"}
 
 
 def test_only_ground_truth_classes_are_mined(tiny_model, batch):
@@ -282,9 +293,12 @@ def test_images_without_a_class_join_the_batch(tiny_model, batch, resolution):
         guidance=torch.zeros_like(batch.guidance),
         image_labels=torch.zeros(4, 3),
     )
-    criterion = Criterion(ALL_WEIGHTS, CONV5_3, guidance_resolution=resolution)
+    criterion = Criterion(ALL_WEIGHTS, CONV5_3, attention_section(guidance_resolution=resolution))
     losses = criterion(
-        GuidedNetwork(tiny_model())(empty.image, class_pairs(empty.image_labels, 4), criterion.needs), empty
+        GuidedNetwork(tiny_model(), attention_section())(
+            empty.image, class_pairs(empty.image_labels, 4), criterion.needs
+        ),
+        empty,
     )
     assert losses["attention_mining"].item() == losses["external_supervision"].item() == 0.0
     assert torch.isfinite(criterion.total(losses, 1.0))
@@ -299,7 +313,7 @@ def test_every_weight_reaches_the_gradient(tiny_model, batch, name):
     weight = model.trunk.conv1_1.weight
     gradients = [
         torch.autograd.grad(
-            Criterion({**dict.fromkeys(LOSS_NAMES, 0.0), name: w}, CONV5_3).total(losses, 1.0),
+            Criterion({**dict.fromkeys(LOSS_NAMES, 0.0), name: w}, CONV5_3, attention_section()).total(losses, 1.0),
             weight,
             retain_graph=True,
         )[0]
@@ -312,7 +326,7 @@ def test_every_weight_reaches_the_gradient(tiny_model, batch, name):
 def test_ramp_scales_the_attention_losses_alone():
     losses = {name: torch.tensor(1.0) for name in LOSS_NAMES}
     weights = {"segmentation": 3.0, "classification": 1.0, "attention_mining": 1.0, "external_supervision": 10.0}
-    criterion = Criterion(weights, CONV5_3)
+    criterion = Criterion(weights, CONV5_3, attention_section())
     assert float(criterion.total(losses, 0.0)) == 4.0
     assert float(criterion.total(losses, 0.5)) == 9.5
     assert float(criterion.total(losses, 1.0)) == 15.0
@@ -328,9 +342,12 @@ def test_guidance_moves_attention_into_the_mask(tiny_model, layer, resolution):
     labels = torch.tensor([[1.0, 0, 0], [0, 1.0, 0]])
     image = torch.randn(2, 3, 96, 96) + 2.0 * (target > 0)[:, None]
     batch = Sample(image, target, target.to(torch.uint8), labels, torch.arange(2))
-    network, criterion = GuidedNetwork(model), Criterion(GUIDED, model.attention_grid, guidance_resolution=resolution)
+    network, criterion = (
+        GuidedNetwork(model, attention_section()),
+        Criterion(GUIDED, model.attention_grid, attention_section(guidance_resolution=resolution)),
+    )
     pairs = class_pairs(labels, 4)
-    mask, _ = pixel_supervision(batch.guidance, pairs, model.attention_grid)
+    mask, _ = pixel_supervision(batch.guidance, pairs, model.attention_grid, 1.0)
     optimizer = torch.optim.AdamW(model.trunk.parameters(), lr=1e-3)  # steps that are too long end in dead maps
 
     def inside() -> float:

@@ -1,17 +1,18 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from sections import full_architecture_section
 
 from pipeline.model.decoder import bilinear_upsampling
 from pipeline.model.fcn8s import AttentionGrid, FCN8s
 from pipeline.model.trunk import pool
-from pipeline.training.loop import freeze
+from pipeline.training.optimization import freeze
 
 
 def test_full_size_has_the_published_number_of_parameters():
     """134,489,759 in the Caffe model with 21 classes, the classifier not counted."""
     with torch.device("meta"):
-        model = FCN8s(20)
+        model = FCN8s(20, full_architecture_section())
     parts = (model.trunk, model.decoder)
     assert sum(p.numel() for part in parts for p in part.parameters()) == 134_489_759
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from sections import architecture_section
 from small_archives import CONVS, pytorch_fcn_state, slim_vgg16
 from torch import Tensor
 
@@ -14,11 +15,8 @@ from pipeline.datasets.sources import VOC_CLASSES
 from pipeline.model.imported import initial_model, read_checkpoint
 from pipeline.model.weights import save_weights
 
-SLIM = {
-    "width": 0.0625, "fc_channels": 12, "head_channels": 8, "head_bias": False, "batch_norm": False, "padding": 100,
-    "dropout": 0.5, "skip_scales": (1.0, 1.0), "attention_layer": "conv5_3",
-}  # fmt: skip
-ATONCE = {**SLIM, "skip_scales": (0.01, 0.0001)}
+SLIM = architecture_section(fc_channels=12, head_bias=False, batch_norm=False, padding=100, dropout=0.5)
+ATONCE = SLIM.model_copy(update={"skip_scales": (0.01, 0.0001)})
 
 
 def original(state: dict[str, Tensor], image: Tensor, *, at_once: bool, padding: int = 100) -> Tensor:
@@ -145,7 +143,9 @@ def test_other_classes_than_the_weights_are_refused(checkpoint, refused):
     ],
 )
 def test_network_other_than_the_weights_own_is_refused(tmp_path, refused, source, changes, problem):
-    assert problem in refused(initial_model, source, tmp_path / "w.pth", {**SLIM, **changes}, VOC_CLASSES, seed=0)
+    assert problem in refused(
+        initial_model, source, tmp_path / "w.pth", SLIM.model_copy(update=changes), VOC_CLASSES, seed=0
+    )
 
 
 class Harmful:
@@ -184,7 +184,7 @@ def test_missing_checkpoint_and_one_without_tensors_are_named(checkpoint, tmp_pa
 def test_vgg16_becomes_trunk_fc6_and_fc7(checkpoint):
     """On 224 pixels, fc6 sees VGG16's 7 x 7 cells once, and gives what its first two linear layers give."""
     vgg = slim_vgg16()
-    architecture = {**SLIM, "padding": 1}
+    architecture = SLIM.model_copy(update={"padding": 1})
     model = initial_model("imagenet", checkpoint(vgg.state_dict()), architecture, ("cat", "dog"), seed=0).eval()
     assert model.trunk.input_space == "imagenet_rgb"
     image = torch.randn(1, 3, 224, 224)
@@ -207,7 +207,7 @@ def test_what_vgg16_does_not_have_depends_on_the_seed(checkpoint):
 
 def test_vgg16_of_another_width_is_refused(checkpoint, refused):
     path = checkpoint(slim_vgg16().state_dict())
-    message = refused(initial_model, "imagenet", path, {**SLIM, "width": 0.125}, ("cat",), seed=0)
+    message = refused(initial_model, "imagenet", path, SLIM.model_copy(update={"width": 0.125}), ("cat",), seed=0)
     assert "trunk.conv1_1.weight has shape (4, 3, 3, 3), expected (8, 3, 3, 3)" in message
 
 
@@ -217,7 +217,9 @@ def test_vgg16_of_another_width_is_refused(checkpoint, refused):
 def test_own_weights_of_another_network_or_other_classes_are_refused(tmp_path, refused):
     path = tmp_path / "own.safetensors"
     save_weights(path, initial_model("random", None, SLIM, ("cat", "dog"), seed=0), ("cat", "dog"))
-    message = refused(initial_model, "safetensors", path, {**SLIM, "padding": 1}, ("cat", "dog"), seed=0)
+    message = refused(
+        initial_model, "safetensors", path, SLIM.model_copy(update={"padding": 1}), ("cat", "dog"), seed=0
+    )
     assert "model.padding is 1" in message
     assert "a network with 100" in message
     assert "its classes are cat, dog" in refused(initial_model, "safetensors", path, SLIM, ("cat", "fox"), seed=0)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline.base.sections import Architecture
 from pipeline.model.fcn8s import AttentionGrid, FCN8s
 from pipeline.model.weights import build_model, load_weights, save_weights, state_digest
 
@@ -20,15 +21,14 @@ ARCHITECTURE: dict[str, Any] = {
     "dropout": 0.1,
     "skip_scales": (0.01, 0.0001),
     "attention_layer": "pool5",
-    "input_space": "caffe_bgr",
 }
-NETWORK = {"architecture": ARCHITECTURE, "class_names": CLASS_NAMES}
+NETWORK = {"architecture": {**ARCHITECTURE, "input_space": "caffe_bgr"}, "class_names": CLASS_NAMES}
 DESCRIPTION = {"network": json.dumps(NETWORK)}
 
 
 def lively_model(**changes: Any) -> FCN8s:
     """A network in which no tensor still has its initial value, so that a forgotten one shows in the outputs."""
-    model = build_model(ARCHITECTURE | changes, CLASS_NAMES, seed=0)
+    model = build_model(Architecture(**{**ARCHITECTURE, **changes}), CLASS_NAMES, seed=0, input_space="caffe_bgr")
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
@@ -117,7 +117,9 @@ def test_full_disk_keeps_the_old_weights(weights, refused):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
     try:
-        message = refused(save_weights, weights, build_model(ARCHITECTURE, CLASS_NAMES, seed=1), CLASS_NAMES)
+        message = refused(
+            save_weights, weights, build_model(Architecture(**ARCHITECTURE), CLASS_NAMES, seed=1), CLASS_NAMES
+        )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert message.startswith(f"{weights}: weights could not be written (")
@@ -206,15 +208,15 @@ def test_rewriting_alone_does_no_harm(weights):
 
 
 def test_initial_weights_depend_on_the_seed_alone():
-    first = state_digest(build_model(ARCHITECTURE, CLASS_NAMES, seed=3))
+    first = state_digest(build_model(Architecture(**ARCHITECTURE), CLASS_NAMES, seed=3))
     torch.manual_seed(99)
-    assert state_digest(build_model(ARCHITECTURE, CLASS_NAMES, seed=3)) == first
-    assert state_digest(build_model(ARCHITECTURE, CLASS_NAMES, seed=4)) != first
+    assert state_digest(build_model(Architecture(**ARCHITECTURE), CLASS_NAMES, seed=3)) == first
+    assert state_digest(build_model(Architecture(**ARCHITECTURE), CLASS_NAMES, seed=4)) != first
 
 
 def test_building_leaves_the_global_generator_untouched():
     state = torch.get_rng_state()
-    build_model(ARCHITECTURE, CLASS_NAMES, seed=3)
+    build_model(Architecture(**ARCHITECTURE), CLASS_NAMES, seed=3)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -225,7 +227,7 @@ def test_loading_leaves_the_global_generator_untouched(weights):
 
 
 def test_class_names_set_the_number_of_classes():
-    model = build_model(ARCHITECTURE, ("cat",), seed=0)
+    model = build_model(Architecture(**ARCHITECTURE), ("cat",), seed=0)
     assert (model.num_foreground_classes, model.decoder.score_fr.out_channels) == (1, 2)
 
 
@@ -245,7 +247,7 @@ def test_class_names_set_the_number_of_classes():
     ],
 )
 def test_digest_changes_with_one_element_of_any_parameter_or_buffer(name):
-    model = build_model(ARCHITECTURE, CLASS_NAMES, seed=0)
+    model = build_model(Architecture(**ARCHITECTURE), CLASS_NAMES, seed=0)
     before = state_digest(model)
     element = model.state_dict()[name].view(-1)[-1:]
     old = element.clone()
@@ -259,7 +261,7 @@ def test_digest_changes_with_one_element_of_any_parameter_or_buffer(name):
 
 
 def test_digest_ignores_memory_format_mode_and_gradients():
-    model = build_model(ARCHITECTURE, CLASS_NAMES, seed=0)
+    model = build_model(Architecture(**ARCHITECTURE), CLASS_NAMES, seed=0)
     before = state_digest(model)
     model.requires_grad_(False)
     assert state_digest(model.eval().to(memory_format=torch.channels_last)) == before

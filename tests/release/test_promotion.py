@@ -8,7 +8,7 @@ from checkouts import PATIENCE
 from pipeline.base.errors import PipelineError
 from pipeline.release import promotion
 from pipeline.release.promotion import judge, promote, roll_back
-from pipeline.tracking.sender import connect
+from pipeline.tracking.server import connect
 
 NAME = "net"
 RULES = {"not_below": {"mean_iou": 0.003}, "better": ["attention_iou", "worst_group"]}

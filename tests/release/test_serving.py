@@ -17,6 +17,7 @@ import requests
 import torch
 from checkouts import PATIENCE, environment, gain, one_line, python
 from PIL import Image
+from sections import architecture_section
 from servers import answers, free_port, running
 
 from pipeline.base.files import digest_file
@@ -40,7 +41,7 @@ def registry(tmp_path_factory) -> Path:
 
     folder = checkout(tmp_path_factory.mktemp("serving") / "repo")
     torch.manual_seed(0)
-    model = FCN8s(3, width=0.0625, fc_channels=8, head_channels=8, batch_norm=True, dropout=0.0)
+    model = FCN8s(3, architecture_section())
     model.classifier.score.bias.data = torch.tensor([20.0, -20.0, 20.0])
     save_weights(folder / "w.safetensors", model, NAMES)
     result = python(folder, "-c", REGISTER.format(digest=digest_file(folder / "w.safetensors")))
@@ -198,7 +199,7 @@ def test_predict_and_export_say_what_is_missing(registry, tmp_path):
 def test_class_names_cannot_lead_out_of_the_folder(registry, tmp_path):
     """Weights of strangers name their classes as they like."""
     Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
-    model = FCN8s(1, width=0.0625, fc_channels=8, head_channels=8, batch_norm=True)
+    model = FCN8s(1, architecture_section())
     model.classifier.score.bias.data.fill_(20.0)
     save_weights(tmp_path / "w.safetensors", model, ("../../escaped",))
     out = tmp_path / "deep" / "out"

@@ -18,7 +18,8 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 from servers import free_port, running
 
-from pipeline.tracking.tracker import SPOOLS, Tracker, Tracking, sender
+from pipeline.tracking import sender
+from pipeline.tracking.tracker import SPOOLS, Tracker, Tracking
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS = 4

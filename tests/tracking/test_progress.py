@@ -1,8 +1,24 @@
-"""What a person watching a training run is told."""
+"""What the terminal shows of a training, and which losses it warns of."""
+
+import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from pipeline.tracking.progress import TrainingProgress, progress_bar, warn_of_losses_that_do_not_fall
+from pipeline.tracking.progress import Progress, progress_bar
+
+
+def begun(name="pretrain", first_epoch=0):
+    """Progress of a training of four epochs with two steps each."""
+    progress = Progress()
+    task = SimpleNamespace(name=name, options=SimpleNamespace(num_epochs=4), steps_per_epoch=2)
+    progress.begins(task, first_epoch)
+    return progress
+
+
+def history(*rows):
+    return SimpleNamespace(rows=list(rows))
 
 
 def rows(**losses):
@@ -13,10 +29,11 @@ def rows(**losses):
     ]
 
 
-def warnings(capsys, title, record):
-    warn_of_losses_that_do_not_fall(title, record)
+def warnings(capsys, name, record):
+    """Lines on standard error after the last epoch of the record."""
+    begun(name).epoch(len(record), history(*record), None)
     captured = capsys.readouterr()
-    assert captured.out == ""
+    assert "warning" not in captured.out
     return captured.err.splitlines()
 
 
@@ -50,12 +67,37 @@ def test_every_loss_is_judged_by_itself_and_neither_total_nor_scores_are(capsys)
 
 
 def test_epoch_is_one_line_with_losses_and_selected_scores(capsys):
-    with TrainingProgress("pretrain", num_epochs=4, steps_per_epoch=2, first_epoch=1) as progress:
-        progress.epoch(2, {"epoch": 2.0, "loss/total": 0.5, "train/learning_rate": 0.1, "val/mean_iou": 0.25})
+    progress = begun(first_epoch=1)
+    progress.step({"loss/total": torch.tensor(0.5)})
+    row = {"epoch": 2.0, "loss/total": 0.5, "train/learning_rate": 0.1, "val/mean_iou": 0.25}
+    progress.epoch(2, history({"epoch": 1.0, "loss/total": 1.0}, row), None)
+    progress.ends()
     line, end = capsys.readouterr().out.splitlines()
     assert line.startswith("pretrain: epoch 2/4  total 0.5000  mean_iou 0.2500  ")
     assert line.endswith(" s left")
     assert end.startswith("pretrain: trained for ")
+
+
+def test_training_without_epochs_shows_no_epoch(capsys):
+    progress = begun()
+    progress.epoch(0, history({"epoch": 0, "val/mean_iou": 0.25}), None)
+    progress.ends()
+    (end,) = capsys.readouterr().out.splitlines()
+    assert end.startswith("pretrain: trained for ")
+
+
+def test_bar_on_a_terminal_goes_on_after_the_epochs_already_done(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("pipeline.tracking.progress.REFRESH_SECONDS", 0.0)
+    progress = begun(first_epoch=1)
+    progress.step({"loss/total": torch.tensor(0.5), "pairs": torch.tensor(3.0)})
+    progress.ends()
+    out = capsys.readouterr().out
+    assert "2/8" in out
+    assert "3/8" in out
+    assert "total 0.500" in out
+    assert "pairs" not in out
 
 
 def test_bar_counts_what_it_was_not_told_before(capsys):

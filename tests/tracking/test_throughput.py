@@ -4,13 +4,14 @@ import math
 
 import pytest
 import torch
+from sections import attention_section
 
-from pipeline.gain.network import GuidedNetwork
 from pipeline.gain.losses import Criterion
+from pipeline.gain.network import GuidedNetwork
 from pipeline.model.trunk import VGG16_BLOCKS
 from pipeline.model.weights import state_digest
 from pipeline.tracking.throughput import Peak, TrainingFlops, peak_flops, training_flops, utilisation
-from pipeline.training.loop import Work, freeze
+from pipeline.training.loop import freeze
 
 MINING = {"classification": 1.0, "attention_mining": 1.0}
 
@@ -29,8 +30,8 @@ def trunk_flops(model, side):
 
 def flops_of(model, weights, side=64, frozen=(), **options):
     freeze(model, list(frozen))
-    criterion = Criterion(weights, model.attention_grid)
-    return training_flops(GuidedNetwork(model, **options), criterion, (side, side))
+    criterion = Criterion(weights, model.attention_grid, attention_section())
+    return training_flops(GuidedNetwork(model, attention_section(**options)), criterion, (side, side))
 
 
 def test_pass_of_the_trunk_costs_three_times_its_convolutions(tiny_model):
@@ -72,8 +73,8 @@ def test_recomputation_is_no_work_and_counting_changes_nothing(tiny_model):
 
 
 def test_utilisation_by_hand():
-    work = Work(num_images=10, num_pairs=20, seconds=2.0)
-    found = utilisation(work, TrainingFlops(per_image=100, per_pair=50), Peak(500.0, "data sheet"), num_devices=4)
+    flops, peak = TrainingFlops(per_image=100, per_pair=50), Peak(500.0, "data sheet")
+    found = utilisation(flops, peak, num_images=10, num_pairs=20, seconds=2.0, num_devices=4)
     assert found == {"mfu": 0.5, "images_per_second": 5.0}
 
 

@@ -12,7 +12,7 @@ from checkouts import PATIENCE, REPOSITORY
 from mlflow import MlflowClient
 from PIL import Image
 
-from pipeline.tracking.sender import connect, find_run
+from pipeline.tracking.server import connect, find_run
 from pipeline.tracking.tracker import SPOOLS, WEIGHTS_TAG, Tracker, Tracking, flatten
 
 

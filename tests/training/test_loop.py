@@ -4,35 +4,30 @@ from pathlib import Path
 import pytest
 import torch
 from lightning_fabric import Fabric
+from sections import attention_section, training_section
+from tasks import AfterEpoch, task_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import Dataset
 
 from pipeline.base.errors import PipelineError
 from pipeline.base.sections import Training
 from pipeline.data.loading import Sample, training_loader
-from pipeline.gain.network import GuidedNetwork, class_pairs
 from pipeline.gain.losses import Criterion
+from pipeline.gain.network import GuidedNetwork, class_pairs
 from pipeline.model.weights import state_digest
 from pipeline.training.checkpoints import CheckpointFile, fingerprint
-from pipeline.training.loop import (
-    StepRecords,
+from pipeline.training.loop import fit, seed_epoch
+from pipeline.training.optimization import (
     build_optimizer,
-    fit,
-    forward,
     freeze,
     gradient_norm,
     learning_rate_schedule,
-    seed_epoch,
     training_mode,
 )
+from pipeline.training.step import StepRecords, forward
 
 ALL_WEIGHTS = {"segmentation": 1.0, "classification": 1.0, "attention_mining": 1.0, "external_supervision": 1.0}
-OPTIONS = Training(
-    num_epochs=4, batch_size=2, accumulate_grad_batches=1, optimizer="adamw", learning_rate=1.0e-2,
-    learning_rate_scales={}, weight_decay=0.0,
-    warmup_fraction=0.1, max_gradient_norm=5.0, horizontal_flip=0.0, crop_size=None, scale=(1.0, 1.0), frozen=[],
-    update_batch_norm=True, select="last", num_panel_images=0,
-)  # fmt: skip
+OPTIONS = training_section()
 
 
 class Squares(Dataset):
@@ -61,17 +56,16 @@ def last_bias(model):
     return model.classifier.score.bias.detach().clone()
 
 
-def run(model, checkpoint: Path, options: Training = OPTIONS, *, loss_weights=ALL_WEIGHTS, **changes):
+def run(
+    model, checkpoint: Path, options: Training = OPTIONS, *, loss_weights=ALL_WEIGHTS, ramp_fraction=0.1,
+    validate=lambda _: {"val/mean_iou": 0.0}, observe=last_bias, on_epoch=lambda *_: None,
+):  # fmt: skip
     loader = training_loader(Squares(), batch_size=options.batch_size, seed=0, num_workers=0)
     fabric = Fabric(accelerator="cpu", devices=1)
     fabric.seed_everything(0, verbose=False)
-    arguments = {
-        "title": "test", "options": options, "criterion": Criterion(loss_weights, model.attention_grid),
-        "ramp_fraction": 0.1, "seed": 0, "compiled": False, "max_classes_per_image": 4,
-        "validate": lambda _: {"val/mean_iou": 0.0}, "observe": last_bias,
-        "on_epoch": lambda *_: None, "checkpoint": CheckpointFile(checkpoint.parent, checkpoint.name),
-    }  # fmt: skip
-    return fit(fabric, GuidedNetwork(model), loader, **{**arguments, **changes})
+    attention = attention_section(ramp_fraction=ramp_fraction)
+    task = task_of(model, loader, options, loss_weights, attention=attention, fabric=fabric)
+    return fit(task, CheckpointFile(checkpoint.parent, checkpoint.name), validate, observe, [AfterEpoch(on_epoch)])
 
 
 def test_one_batch_is_overfit(tiny_model, tmp_path):
@@ -268,12 +262,14 @@ def test_gradient_norms_by_part_are_those_before_clipping(tiny_model, tmp_path, 
     model = tiny_model()
     freeze(model, [])
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    history = run(model, tmp_path / "run", ONE_STEP.model_copy(update={"max_gradient_norm": max_norm}), ramp_fraction=0)
+    history = run(
+        model, tmp_path / "run", ONE_STEP.model_copy(update={"max_gradient_norm": max_norm}), ramp_fraction=0.0
+    )
     model.load_state_dict(start)
     model.zero_grad()
-    criterion = Criterion(ALL_WEIGHTS, model.attention_grid)
+    criterion = Criterion(ALL_WEIGHTS, model.attention_grid, attention_section())
     batch = Sample(*(torch.stack(values) for values in zip(*(Squares()[i] for i in range(6)), strict=True)))
-    _, losses = forward(GuidedNetwork(model), batch, class_pairs(batch.image_labels, 4), criterion)
+    _, losses = forward(GuidedNetwork(model, attention_section()), batch, class_pairs(batch.image_labels, 4), criterion)
     criterion.total(losses, 1.0).backward()
     expected = {part: float(gradient_norm(model.get_submodule(part).parameters())) for part in model.PARTS}
     assert norms_by_part(history) == pytest.approx(expected, rel=1e-3)
@@ -404,10 +400,12 @@ def test_step_reads_nothing_back_from_the_device(tiny_model, batch, monkeypatch,
     monkeypatch.setattr("pipeline.training.loop.LOOK_SECONDS", math.inf)
     model = tiny_model()
     freeze(model, [])
-    network = GuidedNetwork(model, second_order=True, masked_stride=2, masked_gradient=masked_gradient)
+    network = GuidedNetwork(
+        model, attention_section(second_order=True, masked_stride=2, masked_gradient=masked_gradient)
+    )
     fabric = Fabric(accelerator="cpu", devices=1)
     guided, optimizer = fabric.setup(network, build_optimizer(model, OPTIONS, fused=True))
-    criterion = Criterion(ALL_WEIGHTS, model.attention_grid)
+    criterion = Criterion(ALL_WEIGHTS, model.attention_grid, attention_section())
     pairs, records = class_pairs(batch.image_labels, 4), StepRecords(epoch=1)
     for step in range(2):
         with HostReads() as reads:

@@ -4,12 +4,10 @@ import math
 
 import pytest
 import torch
-from lightning_fabric import Fabric
+from tasks import task_of
 from torch.utils.data import DataLoader, DistributedSampler
 
 from pipeline.base.params import load_params
-from pipeline.gain.network import GuidedNetwork
-from pipeline.gain.losses import Criterion
 from pipeline.training.range_test import RangeTest, range_test
 
 
@@ -32,10 +30,8 @@ class Repeated(torch.utils.data.Dataset):
 def run(model, batch, **options):
     data = Repeated(batch)
     loader = DataLoader(data, batch_size=2, sampler=DistributedSampler(data, num_replicas=1, rank=0))
-    training = load_params(profile="smoke").profile.finetune.training
-    criterion = Criterion({"segmentation": 1.0, "classification": 1.0}, model.attention_grid)
-    fabric = Fabric(accelerator="cpu", devices=1)
-    return range_test(fabric, GuidedNetwork(model), loader, criterion, training, max_classes_per_image=4, **options)
+    task = task_of(model, loader, load_params(profile="smoke").finetune, {"segmentation": 1.0, "classification": 1.0})
+    return range_test(task, **options)
 
 
 def test_suggestion_is_the_steepest_fall_before_the_lowest_point():
