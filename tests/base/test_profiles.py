@@ -1,0 +1,176 @@
+"""Profiles say what differs, and what makes no difference or no sense together is said."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from checkouts import REPOSITORY
+
+from pipeline.base.dvc_files import check_matrix, locked_document
+from pipeline.base.errors import PipelineError
+from pipeline.base.outside import NOTHING, link_outside_files
+from pipeline.base.overrides import explained, unused_changes
+from pipeline.base.params import load_params, place_of, resolve
+from pipeline.base.workspace import Workspace
+
+DOCUMENT = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+OWN = {"download": {"source": "folder", "path": "mine", "ignore_index": 255}, "promote": {"better": ["attention_iou"]}}
+
+
+def document(**changes: object) -> dict:
+    """The committed parameters with top-level keys changed."""
+    return {**json.loads(json.dumps(DOCUMENT)), **changes}
+
+
+def written(folder: Path, content: dict) -> Path:
+    path = folder / "params.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def test_a_profile_of_ones_own_takes_ten_lines(tmp_path):
+    own = yaml.safe_dump(OWN, default_flow_style=None)
+    assert len(own.splitlines()) <= 10
+    params = load_params(written(tmp_path, document(profile="own", profiles={"own": OWN})))
+    assert params.download.path == "mine"
+    assert params.pretrain.learning_rate == DOCUMENT["pretrain"]["learning_rate"]
+
+
+def test_sections_merge_key_by_key_but_another_source_replaces_all():
+    profiles = {"p": {"pretrain": {"num_epochs": 1}, "download": {"source": "folder", "path": "x", "ignore_index": 1}}}
+    found = resolve(document(profile="p", profiles=profiles))
+    assert found["pretrain"] == {**DOCUMENT["pretrain"], "num_epochs": 1}
+    assert found["download"] == profiles["p"]["download"]
+
+
+def test_variant_set_to_null_is_left_out_and_a_new_one_comes_last():
+    new = {"loss_weights": {"segmentation": 1.0}}
+    found = resolve(document(profile="p", profiles={"p": {"variants": {"gain": None, "mine": new}}}))
+    assert list(found["variants"]) == ["control", "gain_ext", "mine"]
+
+
+def test_resolved_file_reads_as_the_profile_that_it_came_from(tmp_path):
+    params = load_params(REPOSITORY / "params.yaml", profile="smoke", seed=3)
+    path = written(tmp_path, params.model_dump(mode="json", by_alias=True))
+    assert load_params(path) == params
+
+
+def test_place_names_where_the_value_is_said():
+    changed = document(profile="smoke")
+    assert place_of(changed, "pretrain.num_epochs") == "profiles.smoke.pretrain.num_epochs"
+    assert place_of(changed, "pretrain.learning_rate") == "pretrain.learning_rate"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "unused"),
+    [
+        ("pretrain.num_epochs", 1, True),  # smoke says otherwise
+        ("pretrain.learning_rate", 1.0, False),
+        ("profiles.voc2012.pretrain.num_epochs", 1, True),
+        ("profiles.smoke.pretrain.num_epochs", 9, False),
+        ("seed", 7, False),
+    ],
+)
+def test_change_that_the_profile_does_not_read_is_found(key, value, unused):
+    before, after = document(profile="smoke"), document(profile="smoke")
+    *parents, last = key.split(".")
+    place = after
+    for parent in parents:
+        place = place[parent]
+    place[last] = value
+    assert unused_changes(before, after) == ([key] if unused else [])
+
+
+def test_unused_change_is_told_what_to_change_instead():
+    changed = document(profile="smoke")
+    assert "change profiles.smoke.pretrain.num_epochs" in explained("pretrain.num_epochs", changed)
+    assert explained("profiles.voc2012.seed", changed) == "the chosen profile is smoke"
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"register": {"metric": "attention_ious"}}, "register.metric: no score is called 'attention_ious'; did you"),
+        ({"promote": {"better": ["overal"]}}, "promote.better: no score is called 'overal'; did you mean 'overall'?"),
+        ({"promote": {"not_below": {"mean_io": 0.1}}}, "promote.not_below: no score is called 'mean_io'"),
+        ({"register": {"metric": "dead_map_rate"}}, "register.metric: dead_map_rate cannot be named here"),
+        ({"register": {"metric": "coverage"}}, "register.metric: coverage cannot be named here"),
+        ({"download": OWN["download"]}, "promote.better: worst_group needs counterfactual test sets"),
+        (
+            {"register": {"metric": "insertion_auc"}, "evaluate": {"num_deletion_images": 0}},
+            "register.metric: insertion_auc needs evaluate.num_deletion_images above 0",
+        ),
+        ({"attention": {"pixel_labels": {"count": 961}}}, "attention.pixel_labels.count: 961 images asked for"),
+        ({"runtime": {"devices": 3}}, "pretrain.batch_size: 8 images cannot be shared out evenly over 3 devices"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_runs(tmp_path, refused, changes, problem):
+    assert problem in refused(load_params, written(tmp_path, document(profile="p", profiles={"p": changes})))
+
+
+def test_matrix_of_dvc_lists_the_variants_of_the_profile(tmp_path, refused):
+    params, path = load_params(REPOSITORY / "params.yaml"), tmp_path / "dvc.yaml"
+    check_matrix(params, REPOSITORY / "dvc.yaml")
+    check_matrix(params, path)  # none there
+    for listed, problem in (
+        (["control", "gain", "gain_ex"], "dvc.yaml: finetune.matrix.variant has 'gain_ex', params.yaml: variants has"),
+        (["control", "gain"], "params.yaml: variants has 'gain_ext', "),
+    ):
+        path.write_text(yaml.safe_dump({"stages": {"finetune": {"matrix": {"variant": listed}}}}))
+        assert problem in refused(check_matrix, params, path)
+
+
+def test_lock_gives_the_parameters_of_the_last_run(tmp_path):
+    path = tmp_path / "dvc.lock"
+    assert locked_document(path) is None
+    stages = {"configure@0": {"params": {"params.yaml": DOCUMENT}}}
+    path.write_text(yaml.safe_dump({"stages": stages}))
+    assert locked_document(path) == DOCUMENT
+
+
+# ---- what lies outside the project -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def inside(tmp_path, monkeypatch):
+    """A project folder to work in."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def own(folder: Path, path: str):
+    profile = {**OWN, "download": {**OWN["download"], "path": path}}
+    return load_params(written(folder, document(profile="own", profiles={"own": profile})))
+
+
+def test_data_outside_are_linked_and_links_go_when_they_are_not_needed(inside, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a").write_text("1")
+    (inside / "here").mkdir()
+    space = Workspace()
+    for path in (str(tmp_path / "mine"), "../mine", "here"):
+        link_outside_files(own(inside, path), space)
+        assert (space.outside / "data").resolve() == Path(path).resolve()
+        assert (space.outside / "weights").read_text() == NOTHING
+    link_outside_files(load_params(written(inside, document())), space)
+    assert not (space.outside / "data").is_symlink()
+    assert (space.outside / "data").read_text() == NOTHING
+    assert (tmp_path / "mine" / "a").read_text() == "1"
+
+
+@pytest.mark.parametrize("path", ["data/mine", "models", "reports/x", "..", "."])
+def test_data_where_the_pipeline_writes_are_refused_and_left_alone(inside, path):
+    Path(path).mkdir(parents=True, exist_ok=True)
+    kept = Path(path) / "kept.txt"
+    kept.write_text("mine")
+    with pytest.raises(PipelineError, match=r"params.yaml: download.path: "):
+        link_outside_files(own(inside, path), Workspace())
+    assert kept.read_text() == "mine"
+
+
+def test_data_that_are_not_there_are_named(inside, refused):
+    message = refused(link_outside_files, own(inside, "nowhere"), Workspace())
+    assert message == "params.yaml: download.path: nowhere does not exist; correct the path"
