@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from pipeline.base.errors import warn
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -137,7 +139,7 @@ class Progress:
 
 
 def warn_of_losses_that_do_not_fall(title: str, rows: Sequence[Mapping[str, float]]) -> None:
-    """After the second epoch and each later one: a line for every loss that has never been below its first epoch.
+    """Warn of each loss that has never been below its first epoch by `FALL` of it; from the second epoch on.
 
     Args:
         title: "STAGE" or "STAGE/VARIANT".
@@ -148,12 +150,9 @@ def warn_of_losses_that_do_not_fall(title: str, rows: Sequence[Mapping[str, floa
     for name in (key for key in rows[0] if key.startswith("loss/") and key != "loss/total"):
         start, lowest = rows[0][name], min(row[name] for row in rows[1:])
         if start > 0 and lowest > (1 - FALL) * start:
-            print(
-                f"warning: {title}: {name} does not fall: {start:.4g} in epoch 1, {rows[-1][name]:.4g} in epoch "
-                f"{len(rows)}; try `gain lr-find {title.replace('/', ' ')}`, and look at loss_weights and frozen in "
-                "params.yaml",
-                file=sys.stderr,
-                flush=True,
+            warn(
+                f"{title}: {name} does not fall: {start:.4g} in epoch 1, {rows[-1][name]:.4g} in epoch {len(rows)}; "
+                f"try `gain lr-find {title.replace('/', ' ')}`, and look at loss_weights and frozen in params.yaml"
             )
 
 

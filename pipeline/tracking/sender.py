@@ -14,7 +14,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from pipeline.base.errors import without_credentials
+from pipeline.base.errors import warn, without_credentials
 from pipeline.tracking.server import connect, tracking_uri
 from pipeline.tracking.spool import EVENTS, Spool
 from pipeline.tracking.tracker import SPOOLS, WAITING
@@ -93,7 +93,7 @@ def send_all(inbox: Inbox) -> bool:
             pass
         except Exception as error:  # a tracking server can fail in any way
             if not warned:
-                _warn(error)
+                _warn_of(error)
                 warned = True
             if last:
                 return False
@@ -122,7 +122,7 @@ def send_waiting() -> bool:
         client, experiment_id = connect()
         taken = [_send_finished(folder, client, experiment_id) for folder in finished]
     except Exception as error:  # a tracking server can fail in any way
-        _warn(error)
+        _warn_of(error)
         return False
     return all(taken)
 
@@ -146,7 +146,7 @@ def _send_finished(folder: Path, client: Any, experiment_id: str) -> bool:
     except Exception as error:
         if not is_refusal(error):
             raise
-        _warn(error, folder)
+        _warn_of(error, folder)
         return False
     finally:
         spool.release()
@@ -171,13 +171,13 @@ def main() -> int:
     return 0 if send_all(Inbox()) and send_waiting() else 1
 
 
-def _warn(error: Exception, refused: Path | None = None) -> None:
+def _warn_of(error: Exception, refused: Path | None = None) -> None:
     # The cause of a failed request, at the end of its message, says most.
     cause = " ".join(str(error).split()).rpartition("Caused by ")[2]
     reason = without_credentials(cause)[:200]
     where = without_credentials(tracking_uri())
     waiting = f"{refused} keeps its record; delete it to give it up" if refused else WAITING
-    print(f"warning: MLflow at {where}: {reason}; {waiting}", file=sys.stderr, flush=True)
+    warn(f"MLflow at {where}: {reason}; {waiting}")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from typing import IO, Any
 
 from PIL import Image
 
+from pipeline.base.errors import warn
 from pipeline.base.files import write_json
 from pipeline.tracking.provenance import experiment, reproduction, source_tags
 
@@ -54,7 +55,7 @@ class Tracking:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-            print(f"warning: MLflow is slow; {WAITING}", file=sys.stderr, flush=True)
+            warn(f"MLflow is slow; {WAITING}")
 
     def send(self, name: str) -> None:
         """Make the sender send the spool `name` from now on; if the sender has died, warn."""
@@ -63,7 +64,7 @@ class Tracking:
             self._process.stdin.write(f"{name}\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            print(f"warning: the MLflow sender has died; {WAITING}", file=sys.stderr, flush=True)
+            warn(f"the MLflow sender has died; {WAITING}")
 
 
 class Tracker:
@@ -175,7 +176,7 @@ class Tracker:
             self._events.flush()
         except OSError as error:
             self._failed = True
-            print(f"warning: {self.folder}: {error}; this run is no longer tracked", file=sys.stderr, flush=True)
+            warn(f"{self.folder}: {error}; this run is no longer tracked")
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:
