@@ -43,7 +43,7 @@ def one_round() -> dict[str, float]:
         try:
             times["cold server"] = timed(lambda: run(cold, "python", "-m", "pipeline.cli.main", "flow"))
             url = json.loads((cold / ".prefect" / "started.json").read_text(encoding="utf-8"))[0]["url"]
-            watched = ("python", "-m", "pipeline.flows.flows")
+            watched = ("python", "-m", "pipeline.flows")
             times["warm server"] = timed(lambda: run(warm, *watched, PREFECT_API_URL=url))
             times["nothing changed"] = timed(lambda: run(warm, *watched, PREFECT_API_URL=url))
         finally:

@@ -70,8 +70,8 @@ def run_flow(
     deployment: Annotated[str, typer.Option(help="what to run")] = "train/local",
 ) -> None:
     """Run a deployment on a Prefect server, started here with a worker if none runs; exit code 1 if it fails."""
-    from pipeline.flows.flows import parse_settings
     from pipeline.flows.local_server import run_flow as run
+    from pipeline.flows.settings import parse_settings
 
     try:
         sys.exit(run(deployment, parse_settings(settings or [])))

@@ -24,7 +24,7 @@ from pipeline.flows import dag
 from pipeline.tracking.tracker import SPOOLS
 
 RUNS = Path(".runs")
-IDENTITY = {"user.name": "gain", "user.email": "gain@localhost"}  # of commits that no branch ever sees
+IDENTITY = {"user.name": "gain", "user.email": "gain@localhost"}  # of commits that no branch contains
 
 
 @dataclass(frozen=True)

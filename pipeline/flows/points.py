@@ -11,12 +11,12 @@ from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.states import Cancelling
 
 from pipeline.base.errors import PipelineError
-from pipeline.flows import experiments
+from pipeline.flows.experiments import apply_overrides
 
 CHILD_POLL_SECONDS = 2.0
 UNATTENDED_SECONDS = 60.0  # without a worker, after which a sweep gives its waiting runs up
@@ -47,13 +47,19 @@ def check_points(points: Sequence[Sequence[str]], profile: str | None) -> None:
         for point in points:
             path = Path(folder) / "params.yaml"
             path.write_text(text, encoding="utf-8")
-            experiments.apply_overrides(path, [*([f"profile={profile}"] if profile else []), *point])
+            apply_overrides(path, [*([f"profile={profile}"] if profile else []), *point])
 
 
-def run_on_workers(
-    runs: Sequence[Mapping[str, Any]], deployment: str, max_parallel: int
-) -> tuple[list[State[Any]], list[UUID]]:
-    """Run all as runs of `deployment`; when this flow ends early, so do they."""
+def run_on_workers(runs: Sequence[Mapping[str, Any]], deployment: str, max_parallel: int) -> list[FlowRun]:
+    """Run all as runs of `deployment`, in the order of `runs`; when this flow ends early, so do they.
+
+    Args:
+        runs: parameters of each, its name as `experiment` among them.
+        max_parallel: runs in flight at most.
+
+    Raises:
+        PipelineError: deployment or pool are missing, or no worker has been online for `UNATTENDED_SECONDS`.
+    """
     waiting, flying, done = list(enumerate(runs)), dict[int, UUID](), dict[int, FlowRun]()
     with get_client(sync_client=True) as client:
         pool = _pool_of(client, deployment)
@@ -81,8 +87,7 @@ def run_on_workers(
             for identity in flying.values():
                 with suppress(Exception):  # the others must be cancelled too
                     client.set_flow_run_state(identity, Cancelling(message="its sweep ended"))
-    finished = [done[index] for index in range(len(runs))]
-    return [run.state for run in finished if run.state is not None], [run.id for run in finished]
+    return [done[index] for index in range(len(runs))]
 
 
 def _pool_of(client: Any, deployment: str) -> str:

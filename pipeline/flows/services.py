@@ -1,4 +1,4 @@
-"""Whether the Prefect server and the DVC remote that a run needs answer, each asked with a time limit."""
+"""Whether the servers and the DVC remote that a run needs answer, each asked with a time limit."""
 
 import os
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from queue import Empty, Queue
 from threading import Thread
 
 from pipeline.base.errors import PipelineError, without_credentials
-from pipeline.tracking.server import ANSWER_SECONDS, problem_with
+from pipeline.tracking.server import ANSWER_SECONDS, problem_with, tracking_uri
 
 
 def check_prefect_server() -> None:
@@ -20,6 +20,34 @@ def check_prefect_server() -> None:
     if url and (problem := problem_with(url)):
         raise PipelineError(
             f"the Prefect server at {without_credentials(url)}: {problem}; start it, or unset PREFECT_API_URL"
+        )
+
+
+def check_services(folder: Path, *, share: bool) -> None:
+    """The servers that a run needs answer, asked before hours of training depend on them.
+
+    Args:
+        folder: a checkout.
+        share: the run needs the default DVC remote, too.
+
+    Raises:
+        PipelineError: one does not answer, or there is no remote.
+    """
+    check_tracking_server()
+    if share and default_remote(folder) is None:
+        raise PipelineError("share: there is no default DVC remote; add one: `dvc remote add --default NAME URL`")
+
+
+def check_tracking_server() -> None:
+    """MLflow's server answers, if the record is kept on one.
+
+    Raises:
+        PipelineError: it does not.
+    """
+    uri = tracking_uri()
+    if uri.startswith("http") and (problem := problem_with(uri)):
+        raise PipelineError(
+            f"MLflow at {without_credentials(uri)}: {problem}; start it, or correct MLFLOW_TRACKING_URI"
         )
 
 

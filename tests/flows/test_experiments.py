@@ -6,8 +6,8 @@ import pytest
 import yaml
 from checkouts import checkout, dvc, git, git_checkout, set_params
 
+from pipeline.flows import dag
 from pipeline.flows.experiments import discard, prepare_experiment
-from pipeline.flows.flows import dag
 
 
 @pytest.fixture(scope="module")

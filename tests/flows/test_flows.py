@@ -18,7 +18,6 @@ from uuid import UUID
 import mlflow
 import psutil
 import pytest
-import yaml
 from checkouts import becomes, environment, git, git_checkout, one_line, python
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
@@ -241,11 +240,11 @@ def test_remote_that_is_not_there_is_one_line(site):
 
 def test_servers_that_do_not_answer_are_one_line(site):
     dead = "http://127.0.0.1:9"
-    result = python(site.folder, "-m", "pipeline.flows.flows", PREFECT_API_URL=f"{dead}/api")
+    result = python(site.folder, "-m", "pipeline.flows", PREFECT_API_URL=f"{dead}/api")
     one_line(result, "the Prefect server at http://127.0.0.1:9/api", "cannot be reached")
     result = python(site.folder, "-m", "pipeline.cli.main", "flow", PREFECT_API_URL=f"{dead}/api")
     one_line(result, "the Prefect server at http://127.0.0.1:9/api", "cannot be reached")
-    result = python(site.folder, "-m", "pipeline.flows.flows", PREFECT_API_URL=site.url, MLFLOW_TRACKING_URI=dead)
+    result = python(site.folder, "-m", "pipeline.flows", PREFECT_API_URL=site.url, MLFLOW_TRACKING_URI=dead)
     assert result.returncode == 1
     assert "train: Failed: MLflow at http://127.0.0.1:9: 127.0.0.1:9 cannot be reached" in result.stdout
 
@@ -358,7 +357,7 @@ def test_second_clone_takes_from_the_remote_what_the_first_trained(site, tmp_pat
     messages = []
     for folder in (first, second):
         python(folder, "-m", "dvc", "remote", "add", "--default", "team", str(tmp_path / "store"))
-        command = ("-m", "pipeline.flows.flows", "train", "share=true", 'targets=["finetune@gain"]')
+        command = ("-m", "pipeline.flows", "train", "share=true", 'targets=["finetune@gain"]')
         result = python(folder, *command, PREFECT_API_URL=site.url)
         assert result.returncode == 0, result.stdout + result.stderr
         messages.append(result.stdout.splitlines()[-1])
@@ -383,17 +382,6 @@ def test_down_stops_what_was_started_and_nothing_else(site):
     finally:
         other.kill()
         other.wait()
-
-
-def test_every_name_of_a_final_state_ends_the_wait_for_heartbeats():
-    from pipeline.flows.flows import flows
-
-    folder = Path(__file__).parents[2]
-    expected = yaml.safe_load((folder / "deploy/heartbeat.yaml").read_text())["trigger"]["expect"]
-    source = Path(flows.__file__).read_text()
-    for name in ("Unchanged", "Promoted", "Accepted", "Refused"):
-        assert f'"{name}"' in source
-        assert f"prefect.flow-run.{name}" in expected
 
 
 def test_environment_of_tests_knows_no_server_of_the_user(tmp_path, monkeypatch):
