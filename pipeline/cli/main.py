@@ -82,7 +82,7 @@ def run_flow(
 @app.command("down")
 def stop_server() -> None:
     """Stop the Prefect server and workers that `gain flow` started, and nothing else."""
-    from pipeline.flows.local_server import stop
+    from pipeline.flows.processes import stop
 
     ended = stop()
     print(f"down: stopped {', '.join(ended)}" if ended else "down: nothing of ours was running")

@@ -63,7 +63,7 @@ class StageOutput:
         """Whether a signal ended the stage, or DVC itself.
 
         Args:
-            status: the exit status of DVC, which says of its own errors 252 to 255.
+            status: the exit status of DVC, which is 251 to 255 for errors of its own.
         """
         number = status if self._status is None else self._status
         return number < 0 or 0 < number - 128 <= max(signal.valid_signals())
