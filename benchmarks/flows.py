@@ -1,7 +1,7 @@
 """What Prefect costs beside plain DVC, on the profile smoke in fresh clones: `make bench`.
 
-Prints and writes benchmarks/flows.json: the pipeline by `dvc repro`, by a flow on a cold server (none runs, so its
-start counts), by a flow on a warm one, and a flow in which nothing has changed. The median of the rounds.
+Prints and writes benchmarks/flows.json, the median over the rounds: the pipeline by `dvc repro`, by a flow without a
+server (its start counts), by a flow with one, and by a flow in which nothing has changed.
 """
 
 import json
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def one_round() -> dict[str, float]:
-    """Seconds of each."""
+    """Seconds of each of the four, in fresh clones."""
     with tempfile.TemporaryDirectory() as folder:
         plain, cold, warm = (clone(Path(folder) / name) for name in ("plain", "cold", "warm"))
         times = {"dvc repro": timed(lambda: run(plain, "dvc", "repro"))}
@@ -62,7 +62,11 @@ def clone(folder: Path) -> Path:
 
 
 def run(folder: Path, *command: str, **added: str) -> None:
-    """A command that must succeed."""
+    """Run a command silently in `folder`.
+
+    Raises:
+        CalledProcessError: it fails.
+    """
     environment = {**os.environ, "PYTHONPATH": str(folder), "PWD": str(folder), **added}
     subprocess.run(
         command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -59,7 +59,7 @@ def default_remote(folder: Path) -> str | None:
     """
 
     def ask() -> str | None:
-        # DVC knows how to reach every kind of remote, so it is DVC that asks.
+        # DVC knows how to reach every kind of remote.
         from dvc.exceptions import NotDvcRepoError
         from dvc.repo import Repo
 
@@ -87,7 +87,11 @@ def default_remote(folder: Path) -> str | None:
 
 
 def _within(function: Callable[[], str | None]) -> str | None:
-    """The function's result; a thread that does not come back is left behind, and does not keep the process alive."""
+    """The function's result; a thread that does not end in time is left behind, and does not keep the process alive.
+
+    Raises:
+        TimeoutError: it does not end within twice `ANSWER_SECONDS`.
+    """
     answers: Queue[str | Exception | None] = Queue()
 
     def ask() -> None:

@@ -12,8 +12,9 @@ from pipeline.base.errors import PipelineError
 from pipeline.flows import dag
 from pipeline.flows.flow_run import current_flow_run
 from pipeline.flows.outcome import completed, one_line_failures
-from pipeline.flows.points import best_scores, check_points, run_on_workers, sweep_points
+from pipeline.flows.points import best_scores, check_points, sweep_points
 from pipeline.flows.train import train
+from pipeline.flows.workers import run_on_workers
 
 
 @flow(name="sweep", description="Many runs of the pipeline with other parameters.", persist_result=False)
