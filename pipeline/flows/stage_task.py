@@ -32,14 +32,14 @@ def reproduce(stage: dag.StagePlan, report: Report, *, share: bool, force: bool 
     """
 
     def is_worth_another_try(_task: Any, _run: Any, state: State[Any]) -> bool:
-        return stage.retries > 0 and (state.name == KILLED or stage.retry_on == "any")
+        return stage.meta.retries > 0 and (state.name == KILLED or stage.meta.retry_on == "any")
 
     configured = reproduce_stage.with_options(
         name=stage.name,
         description=stage.description,
         # Prefect logs a refused condition in one line, but exhausted retries with an empty traceback.
-        retries=max(stage.retries, 1),
-        retry_delay_seconds=stage.retry_delay,
+        retries=max(stage.meta.retries, 1),
+        retry_delay_seconds=stage.meta.retry_delay,
         retry_condition_fn=is_worth_another_try,
     )
     report.starts()
