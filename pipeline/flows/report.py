@@ -33,6 +33,7 @@ class _Finished:
     """One line of the summary."""
 
     outcome: str
+    completed: bool
     seconds: float
     device: str
 
@@ -79,7 +80,7 @@ class Report:
     def finished(self, stage: str, state: State[Any]) -> None:
         """The stage that began last has ended in this state."""
         seconds = 0.0 if state.name == "Unchanged" else time.monotonic() - self._started
-        self._finished[stage] = _Finished(state.name or "", seconds, self._device)
+        self._finished[stage] = _Finished(state.name or "", state.is_completed(), seconds, self._device)
         self.advance(0.0)
 
     def advance(self, fraction: float) -> None:
@@ -105,7 +106,7 @@ class Report:
 
     def _publish(self) -> None:
         """The summary and, if the models were evaluated, their scores."""
-        metrics = self._metrics() if "evaluate" in self._finished else {}
+        metrics = self._metrics()
         if metrics:
             register = self.params.register_
             best = select_variant(metrics, register.candidates, register.metric)
@@ -115,6 +116,10 @@ class Report:
         create_markdown_artifact(summary, key="summary", description="Stages, scores and MLflow runs")
 
     def _metrics(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Model to group to score to value, fractions; empty if the models were not evaluated, or in vain."""
+        evaluate = self._finished.get("evaluate")
+        if evaluate is None or not evaluate.completed:
+            return {}
         path = self.folder / "reports" / "evaluate" / "metrics.json"
         metrics: dict[str, dict[str, dict[str, float]]] = json.loads(path.read_text(encoding="utf-8"))
         return metrics
