@@ -40,7 +40,7 @@ def prepare_experiment(checkout: Path, overrides: Sequence[str], name: str = "")
     """A clone of `checkout` at its commit, with what is changed there in tracked files and with `overrides` on top.
 
     Args:
-        overrides: as `dvc exp run -S` takes them, such as "seed=1" or "profiles.embedded.pretrain.num_epochs=2".
+        overrides: as `dvc exp run -S` takes them, such as "seed=1" or "pretrain.num_epochs=2".
         name: of the DVC experiment; without one, it is named after its content.
 
     Raises:

@@ -19,6 +19,7 @@ from prefect.client.schemas.objects import State
 
 from pipeline.base.errors import PipelineError, without_credentials
 from pipeline.base.profile import Params
+from pipeline.base.workspace import Workspace
 from pipeline.flows.dag import StagePlan
 from pipeline.flows.flow_run import record_device
 from pipeline.release.registry import find_runs, flat_scores, select_variant
@@ -54,6 +55,7 @@ class Report:
         self.params = params
         self.plan = plan
         self.experiment = experiment
+        self._space = Workspace(folder)
         self._finished: dict[str, _Finished] = {}
         self._device = ""
         self._started = time.monotonic()
@@ -120,7 +122,7 @@ class Report:
         evaluate = self._finished.get("evaluate")
         if evaluate is None or not evaluate.completed:
             return {}
-        path = self.folder / "reports" / "evaluate" / "metrics.json"
+        path = self._space.reports / "evaluate" / "metrics.json"
         metrics: dict[str, dict[str, dict[str, float]]] = json.loads(path.read_text(encoding="utf-8"))
         return metrics
 
@@ -129,7 +131,7 @@ class Report:
         lines = [title, "", "| stage | outcome | seconds | device |", "|---|---|---|---|"]
         lines += [f"| {stage} | {finished} |" for stage, finished in self._finished.items()]
         if models:
-            report = (self.folder / "reports" / "evaluate" / "report.md").read_text(encoding="utf-8")
+            report = (self._space.reports / "evaluate" / "report.md").read_text(encoding="utf-8")
             lines += ["", "## Scores, percent", "", *(line for line in report.splitlines() if line.startswith("|"))]
             lines += ["", "## MLflow", "", *self._links(models)]
         if self.experiment:
@@ -137,11 +139,7 @@ class Report:
         return "\n".join(lines)
 
     def _links(self, models: list[str]) -> list[str]:
-        weights = {
-            name: self.folder / "models" / ("classify" if name == "pretrained" else f"finetune/{name}")
-            for name in models
-        }
         uri = tracking_uri()
         base = without_credentials(uri.rstrip("/")) if uri.startswith("http") else LOCAL_UI
-        experiment_id, runs = find_runs({name: path.with_suffix(".safetensors") for name, path in weights.items()})
+        experiment_id, runs = find_runs({name: self._space.weights(name) for name in models})
         return [f"- [{name}]({base}/#/experiments/{experiment_id}/runs/{run_id})" for name, run_id in runs.items()]

@@ -33,8 +33,13 @@ def rewrite(folder, stage, **meta):
 def test_stages_come_after_what_they_depend_on_with_their_retries(repository):
     stages = {stage.name: stage for stage in dag.plan(repository)}
     names = list(stages)
-    assert len(names) == 9
-    for before, after in [("download", "prepare"), ("pretrain", "classify"), ("finetune@gain", "evaluate")]:
+    assert len(names) == 10
+    for before, after in [
+        ("configure", "download"),
+        ("download", "prepare"),
+        ("pretrain", "classify"),
+        ("finetune@gain", "evaluate"),
+    ]:
         assert names.index(before) < names.index(after)
     assert stages["download"].meta == dag.Meta(retries=2, retry_delay=10, retry_on="any")
     assert stages["finetune@gain"].meta == dag.Meta(retries=1, retry_delay=5, retry_on="killed")
@@ -42,7 +47,7 @@ def test_stages_come_after_what_they_depend_on_with_their_retries(repository):
 
 
 def test_targets_bring_what_they_depend_on(repository):
-    assert [stage.name for stage in dag.plan(repository, ["prepare"])] == ["download", "prepare"]
+    assert [stage.name for stage in dag.plan(repository, ["prepare"])] == ["configure", "download", "prepare"]
     assert {stage.name for stage in dag.plan(repository, ["finetune"])} >= {"finetune@control", "finetune@gain_ext"}
     assert "finetune@gain" not in {stage.name for stage in dag.plan(repository, ["finetune@control"])}
 

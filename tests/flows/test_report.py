@@ -34,7 +34,7 @@ def artifacts(monkeypatch) -> dict[str, object]:
 
 def begin(folder, *stages: str, experiment: str = "") -> Report:
     register = SimpleNamespace(candidates=["gain", "gain_ext"], metric="mean_iou")
-    params = SimpleNamespace(profile=SimpleNamespace(register_=register), profile_name="smoke", seed=0)
+    params = SimpleNamespace(profile="smoke", seed=0, register_=register)
     plan = [StagePlan(name, "", Meta()) for name in stages]
     return Report(folder, params, plan, experiment=experiment)
 
