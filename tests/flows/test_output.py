@@ -1,9 +1,11 @@
 """What a flow reads off the lines of DVC and of the stages; the lines are those that their own code prints."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from pipeline.flows.output import StageOutput
-from pipeline.tracking.progress import TrainingProgress
+from pipeline.tracking.progress import Progress
 from pipeline.training.devices import choose_device
 
 DVC_FAILURE = "ERROR: failed to reproduce 'pretrain': failed to run: python -m stages.pretrain, exited with {}"
@@ -31,9 +33,10 @@ def after(*lines: str) -> StageOutput:
 
 
 def test_epochs_are_progress(capsys):
-    progress = TrainingProgress("finetune/gain", num_epochs=4, steps_per_epoch=2, first_epoch=0)
-    progress.epoch(1, {"loss/total": 0.5})
-    progress.epoch(3, {"loss/total": 0.4})
+    progress, rows = Progress(), [{"loss/total": 0.5}]
+    progress.begins(SimpleNamespace(name="finetune/gain", options=SimpleNamespace(num_epochs=4), steps_per_epoch=2), 0)
+    for epoch in (1, 3):
+        progress.epoch(epoch, SimpleNamespace(rows=rows), None)
     heard = Heard()
     for line in capsys.readouterr().out.splitlines():
         StageOutput(heard).see(line)
