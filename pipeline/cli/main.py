@@ -70,8 +70,8 @@ def run_flow(
     deployment: Annotated[str, typer.Option(help="what to run")] = "train/local",
 ) -> None:
     """Run a deployment on a Prefect server, started here with a worker if none runs; exit code 1 if it fails."""
-    from pipeline.flows.flows import parse_settings
     from pipeline.flows.local_server import run_flow as run
+    from pipeline.flows.settings import parse_settings
 
     try:
         sys.exit(run(deployment, parse_settings(settings or [])))
@@ -82,7 +82,7 @@ def run_flow(
 @app.command("down")
 def stop_server() -> None:
     """Stop the Prefect server and workers that `gain flow` started, and nothing else."""
-    from pipeline.flows.local_server import stop
+    from pipeline.flows.processes import stop
 
     ended = stop()
     print(f"down: stopped {', '.join(ended)}" if ended else "down: nothing of ours was running")

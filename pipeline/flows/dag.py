@@ -1,26 +1,33 @@
 """The stages of dvc.yaml as a flow runs them: in which order, how often again, and whether there is anything to do."""
 
-import difflib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pipeline.base.errors import PipelineError
+from pydantic import Field, ValidationError
 
-RETRY_ON = ("killed", "any")
+from pipeline.base.errors import PipelineError, did_you_mean
+from pipeline.base.messages import one_line
+from pipeline.base.sections import NonNegativeFloat, Section
+
+
+class Meta(Section):
+    """`meta` of a stage in dvc.yaml: under which conditions a failed stage is worth another try."""
+
+    retries: Annotated[int, Field(ge=0)] = 0
+    retry_delay: NonNegativeFloat = 0.0  # seconds
+    retry_on: Literal["killed", "any"] = "killed"  # any: also after a failure that the stage itself reported
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage of dvc.yaml, and under which conditions it is worth another try (its `meta`)."""
+    """One stage of dvc.yaml."""
 
     name: str  # as `dvc repro` takes it, such as finetune@gain
     description: str
-    retries: int
-    retry_delay: float  # seconds
-    retry_on: Literal["killed", "any"]  # any: also after a failure that the stage itself reported
+    meta: Meta
 
 
 def plan(folder: Path, targets: Sequence[str] = ()) -> list[StagePlan]:
@@ -31,8 +38,7 @@ def plan(folder: Path, targets: Sequence[str] = ()) -> list[StagePlan]:
         targets: names of stages, a matrix stage with or without its item; none means all of dvc.yaml.
 
     Raises:
-        PipelineError: no DVC repository, an unreadable dvc.yaml, an unknown target, or a `meta` that says something
-            else than retries, retry_delay and retry_on.
+        PipelineError: no DVC repository, an unreadable dvc.yaml, an unknown target, or a `meta` that is no `Meta`.
     """
     from dvc.exceptions import DvcException
     from dvc.repo.reproduce import plan_repro
@@ -47,7 +53,7 @@ def plan(folder: Path, targets: Sequence[str] = ()) -> list[StagePlan]:
                     named[name].append(stage)
             for target in targets:
                 if target not in named:
-                    raise PipelineError(f"targets: {_unknown(target, list(named))}")
+                    raise PipelineError(f"targets: no stage {target!r} in dvc.yaml; {did_you_mean(target, named)}")
             wanted = [stage for target in targets for stage in named[target]] or stages
             ordered = plan_repro(graph, wanted)
     except DvcException as error:
@@ -71,7 +77,11 @@ def is_up_to_date(folder: Path, stage: str) -> bool:
 
 
 def changes(folder: Path) -> dict[str, str]:
-    """What `dvc status` finds: stage to what is new, modified or missing in it, in a few words."""
+    """What `dvc status` finds: stage to what is new, modified or missing in it, in a few words.
+
+    Raises:
+        PipelineError: no DVC repository.
+    """
     with _repository(folder) as repository:
         status: dict[str, Any] = repository.status(targets=[str(folder / "dvc.yaml")])
     return {stage: "; ".join(_reasons(entries)) for stage, entries in status.items()}
@@ -94,22 +104,11 @@ def _repository(folder: Path) -> Any:
 
 
 def _stage_plan(stage: Any) -> StagePlan:
-    meta = {"retries": 0, "retry_delay": 0, "retry_on": "killed", **(stage.meta or {})}
-    retries, delay, condition = meta.pop("retries"), meta.pop("retry_delay"), meta.pop("retry_on")
-    place = f"dvc.yaml: {stage.name}: meta"
-    if meta:
-        raise PipelineError(f"{place}: unknown key {min(meta)!r}; known keys: retries, retry_delay, retry_on")
-    if not (isinstance(retries, int) and retries >= 0 and isinstance(delay, (int, float)) and delay >= 0):
-        raise PipelineError(f"{place}: retries is a count and retry_delay are seconds, got {retries!r} and {delay!r}")
-    if condition not in RETRY_ON:
-        raise PipelineError(f"{place}: retry_on must be one of {', '.join(RETRY_ON)}, got {condition!r}")
-    return StagePlan(stage.name, stage.desc or "", retries, float(delay), condition)
-
-
-def _unknown(target: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(target, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"stages: {', '.join(sorted(known))}"
-    return f"no stage {target!r} in dvc.yaml; {hint}"
+    try:
+        return StagePlan(stage.name, stage.desc or "", Meta.model_validate(stage.meta or {}))
+    except ValidationError as error:
+        key, message = one_line(error, Meta)
+        raise PipelineError(": ".join(filter(None, ("dvc.yaml", stage.name, "meta", key, message)))) from None
 
 
 def _reasons(entries: list[Any]) -> list[str]:

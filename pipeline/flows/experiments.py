@@ -1,9 +1,9 @@
-"""Runs with other parameters, each in a clone of its own: the checkout stays as it is, and several can run at once.
+"""Runs with other parameters, each in its own clone: the checkout stays as it is, and several can run at once.
 
-A clone lies in .runs/DIGEST, named by what goes into it, so that the same run asked for again goes on where it was
-stopped. It shares the checkout's DVC cache, run-cache included: stages that the parameters do not touch are restored,
-not run. Its result is saved as a DVC experiment and handed to the checkout, where `dvc exp show`, `diff` and `apply`
-see it.
+A clone lies in .runs/DIGEST, named by a digest of what goes into it, so that the same run, started again, continues
+where it was stopped. It shares the checkout's DVC cache, run-cache included: stages that the parameters do not affect
+are restored, not run. Its result is saved as a DVC experiment and pushed to the checkout, where `dvc exp show`, `diff`
+and `apply` find it. `dvc exp run --temp` would start again from the first epoch.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from pipeline.flows import dag
 from pipeline.tracking.tracker import SPOOLS
 
 RUNS = Path(".runs")
-IDENTITY = {"user.name": "gain", "user.email": "gain@localhost"}  # of commits that no branch ever sees
+IDENTITY = {"user.name": "gain", "user.email": "gain@localhost"}  # of commits that no branch contains
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def prepare_experiment(checkout: Path, overrides: Sequence[str], name: str = "")
     """A clone of `checkout` at its commit, with what is changed there in tracked files and with `overrides` on top.
 
     Args:
-        overrides: as `dvc exp run -S` takes them, such as "seed=1" or "profiles.embedded.pretrain.num_epochs=2".
+        overrides: as `dvc exp run -S` takes them, such as "seed=1" or "pretrain.num_epochs=2".
         name: of the DVC experiment; without one, it is named after its content.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Whether the Prefect server and the DVC remote that a run needs answer, each asked with a time limit."""
+"""Whether the servers and the DVC remote that a run needs answer, each asked with a time limit."""
 
 import os
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from queue import Empty, Queue
 from threading import Thread
 
 from pipeline.base.errors import PipelineError, without_credentials
-from pipeline.tracking.server import ANSWER_SECONDS, problem_with
+from pipeline.tracking.server import ANSWER_SECONDS, problem_with, tracking_uri
 
 
 def check_prefect_server() -> None:
@@ -23,6 +23,34 @@ def check_prefect_server() -> None:
         )
 
 
+def check_services(folder: Path, *, share: bool) -> None:
+    """The servers that a run needs answer, asked before hours of training depend on them.
+
+    Args:
+        folder: a checkout.
+        share: the run needs the default DVC remote, too.
+
+    Raises:
+        PipelineError: one does not answer, or there is no remote.
+    """
+    check_tracking_server()
+    if share and default_remote(folder) is None:
+        raise PipelineError("share: there is no default DVC remote; add one: `dvc remote add --default NAME URL`")
+
+
+def check_tracking_server() -> None:
+    """MLflow's server answers, if the record is kept on one.
+
+    Raises:
+        PipelineError: it does not.
+    """
+    uri = tracking_uri()
+    if uri.startswith("http") and (problem := problem_with(uri)):
+        raise PipelineError(
+            f"MLflow at {without_credentials(uri)}: {problem}; start it, or correct MLFLOW_TRACKING_URI"
+        )
+
+
 def default_remote(folder: Path) -> str | None:
     """Name and place of the default DVC remote of a checkout, which answers; None without a remote.
 
@@ -31,7 +59,7 @@ def default_remote(folder: Path) -> str | None:
     """
 
     def ask() -> str | None:
-        # DVC knows how to reach every kind of remote, so it is DVC that asks.
+        # DVC knows how to reach every kind of remote.
         from dvc.exceptions import NotDvcRepoError
         from dvc.repo import Repo
 
@@ -59,7 +87,11 @@ def default_remote(folder: Path) -> str | None:
 
 
 def _within(function: Callable[[], str | None]) -> str | None:
-    """The function's result; a thread that does not come back is left behind, and does not keep the process alive."""
+    """The function's result; a thread that does not end in time is left behind, and does not keep the process alive.
+
+    Raises:
+        TimeoutError: it does not end within twice `ANSWER_SECONDS`.
+    """
     answers: Queue[str | Exception | None] = Queue()
 
     def ask() -> None:

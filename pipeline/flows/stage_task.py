@@ -1,57 +1,51 @@
-"""One stage of dvc.yaml as a Prefect task, and the flow run around it: its device, its end with its worker."""
+"""One stage of dvc.yaml as a Prefect task: `dvc repro --single-item STAGE`, supervised, its output in the log."""
 
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import FlowRun, State
-from prefect.context import FlowRunContext
+from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from pipeline.base.errors import PipelineError
 from pipeline.flows import dag
-from pipeline.flows.report import Report, StageOutput
+from pipeline.flows.flow_run import current_flow_run
+from pipeline.flows.outcome import KILLED, RunFailedError, require_completed
+from pipeline.flows.output import StageOutput
+from pipeline.flows.report import Report
 from pipeline.flows.supervisor import supervised
 from pipeline.tracking.server import local_database, tracking_uri
 
-PARENT_POLL_SECONDS = 1.0
-KILLED = "Killed"  # name of the state of a stage that a signal ended, as when memory runs out
 
+def reproduce(stage: dag.StagePlan, report: Report, *, share: bool, force: bool = False) -> None:
+    """One task run of `reproduce_stage`, with the retries that dvc.yaml grants the stage.
 
-def current_flow_run() -> FlowRun:
-    """The flow run that this code is part of."""
-    context = FlowRunContext.get()
-    assert context is not None
-    assert context.flow_run is not None
-    return context.flow_run
+    Args:
+        share: see the flow `train`.
+        force: run the stage, also if DVC finds nothing changed.
 
-
-def reproduce(stage: dag.StagePlan, report: Report, *, share: bool, force: bool = False) -> State[Any]:
-    """One task run of `reproduce_stage`, with the retries that dvc.yaml grants the stage."""
+    Raises:
+        RunFailedError: the stage failed, or was killed, in the last try.
+    """
 
     def is_worth_another_try(_task: Any, _run: Any, state: State[Any]) -> bool:
-        return stage.retries > 0 and (state.name == KILLED or stage.retry_on == "any")
+        return stage.meta.retries > 0 and (state.name == KILLED or stage.meta.retry_on == "any")
 
-    # Prefect logs a refused condition in one line, but exhausted retries with a traceback that is none.
     configured = reproduce_stage.with_options(
         name=stage.name,
         description=stage.description,
-        retries=max(stage.retries, 1),
-        retry_delay_seconds=stage.retry_delay,
+        # Prefect logs a refused condition in one line, but exhausted retries with an empty traceback.
+        retries=max(stage.meta.retries, 1),
+        retry_delay_seconds=stage.meta.retry_delay,
         retry_condition_fn=is_worth_another_try,
     )
     report.starts()
     state: State[Any] = configured(stage.name, report, share, force, return_state=True)
     report.finished(stage.name, state)
-    return state
+    require_completed(state)
 
 
 @task(persist_result=False, cache_policy=NO_CACHE)
@@ -61,47 +55,37 @@ def reproduce_stage(stage: str, report: Report, share: bool, force: bool) -> Sta
     The state is named after what happened: Unchanged, Restored (from the cache, without running), Completed, Failed, or
     Killed when a signal ended the stage.
     """
+    options = [*(["--pull"] if share else []), *(["--force"] if force else [])]
     try:
         if not force and dag.is_up_to_date(report.folder, stage):
             return Completed(name="Unchanged", message="up to date")
-    except PipelineError as error:
-        return Failed(message=str(error))
-    options = [*(["--pull"] if share else []), *(["--force"] if force else [])]
-    try:
-        outcome = _dvc(["repro", "--single-item", *options, stage], report)
-        if share and outcome.ran:
+        ran = _dvc(["repro", "--single-item", *options, stage], report)
+        if share and ran:
             _dvc(["push", "--run-cache", stage], report)
-    except StageError as failure:
-        return Failed(name=KILLED if failure.killed else "Failed", message=str(failure))
-    return Completed(message="ran") if outcome.ran else Completed(name="Restored", message="restored, not run")
+    except PipelineError as error:
+        return Failed(name=error.name if isinstance(error, RunFailedError) else "Failed", message=str(error))
+    return Completed(message="ran") if ran else Completed(name="Restored", message="restored, not run")
 
 
-class StageError(Exception):
-    """A stage ended with a failure that was reported, or by a signal."""
+def _dvc(arguments: list[str], report: Report) -> bool:
+    """Run DVC under supervision, its output in the log; whether it ran a stage.
 
-    def __init__(self, message: str, *, killed: bool) -> None:
-        super().__init__(message)
-        self.killed = killed
-
-
-def _dvc(arguments: list[str], report: Report) -> StageOutput:
-    """Run DVC under supervision; its output goes to the log and to `report`."""
-    logger, output = get_run_logger(), report.output()
-    environment = _environment(report)
-    with supervised(
-        [sys.executable, "-m", "dvc", *arguments], folder=report.folder, environment=environment
-    ) as process:
+    Raises:
+        RunFailedError: DVC or the stage failed, or was killed.
+    """
+    logger, output = get_run_logger(), StageOutput(report)
+    command = [sys.executable, "-m", "dvc", *arguments]
+    with supervised(command, folder=report.folder, environment=_environment(report)) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if text := line.rstrip():
                 level = "error" if "error: " in text.lower() else "warning" if "warning: " in text.lower() else "info"
                 getattr(logger, level)("%s", text)
-                if device := output.see(text):
-                    record_device(device)
+                output.see(text)
         status = process.wait()
     if status != 0:
-        raise StageError(output.failure(status), killed=output.killed(status))
-    return output
+        raise RunFailedError(output.failure(status), KILLED if output.killed(status) else "Failed")
+    return output.ran
 
 
 def _environment(report: Report) -> dict[str, str]:
@@ -116,37 +100,3 @@ def _environment(report: Report) -> dict[str, str]:
     if report.experiment:
         added["DVC_EXP_NAME"] = report.experiment
     return {**os.environ, **added}
-
-
-def visible_gpus() -> str:
-    """The GPUs that the worker gives its runs, as a tag."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return "CUDA_VISIBLE_DEVICES unset" if visible is None else f"CUDA_VISIBLE_DEVICES={visible}"
-
-
-def record_device(tag: str) -> None:
-    """As a tag of the flow run: the GPUs that the worker was given, then the device that a stage says it chose."""
-    identity = current_flow_run().id
-    with get_client(sync_client=True) as client:
-        tags = set(client.read_flow_run(identity).tags)
-        if tag not in tags:
-            client.update_flow_run(identity, tags=sorted({*tags, tag}))
-
-
-@contextmanager
-def ended_with_parent() -> Iterator[None]:
-    """On a worker, a flow ends when its worker does: otherwise the next worker would share the GPU with it."""
-    done, parent = threading.Event(), os.getppid()
-
-    def watch() -> None:
-        while not done.wait(PARENT_POLL_SECONDS):
-            if os.getppid() != parent:
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
-
-    if "PREFECT__FLOW_RUN_ID" in os.environ:
-        threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield
-    finally:
-        done.set()

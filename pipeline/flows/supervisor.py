@@ -1,8 +1,8 @@
-"""Commands that end with whoever started them: a training whose flow was killed must not keep the GPU.
+"""Commands that end with the process that started them: a training whose flow was killed must not keep the GPU.
 
 `supervised(COMMAND)` starts this file as a process in a session of its own. That process runs the command and watches
-a pipe whose other end its starter holds: the pipe closes when the starter ends, kill -9 included, and the whole process
-group goes with it. DVC alone would leave the trainer behind.
+a pipe whose other end its parent holds: the pipe closes when the parent ends, kill -9 included, and the whole process
+group is ended with it. DVC alone would leave the trainer behind.
 """
 
 import os
@@ -25,8 +25,8 @@ def supervised(
 ) -> Iterator["subprocess.Popen[str]"]:
     """The running command: standard output and error as one stream of lines, and `wait()` for its exit status.
 
-    Whatever ends the block ends the process group: at once where the command has finished, else within
-    `GRACE_SECONDS`. An exit status below 0 or above 128 is a signal.
+    However the block ends, the process group ends with it: at once where the command has finished, else within
+    `GRACE_SECONDS`. An exit status of 128 + N means that signal N ended the command.
 
     Args:
         folder: where the command runs.
@@ -60,7 +60,7 @@ def supervised(
 def main(command: Sequence[str]) -> int:
     """Run `command` until it ends or standard input does; its exit status, or 128 + SIGTERM."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        # They reach the command too, and this process outlasts it. A handler, since the command would inherit SIG_IGN.
+        # They reach the command too, and this process must outlive it. A handler: the command would inherit SIG_IGN.
         signal.signal(number, lambda *_: None)
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     abandoned = threading.Event()

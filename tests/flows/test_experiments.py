@@ -6,13 +6,21 @@ import pytest
 import yaml
 from checkouts import checkout, dvc, git, git_checkout, set_params
 
+from pipeline.flows import dag
 from pipeline.flows.experiments import discard, prepare_experiment
-from pipeline.flows.flows import dag
 
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
     return git_checkout(tmp_path_factory.mktemp("dag") / "repo")
+
+
+@pytest.fixture(scope="module")
+def spoilt(tmp_path_factory):
+    """A checkout whose dvc.yaml the tests rewrite."""
+    folder = checkout(tmp_path_factory.mktemp("spoilt") / "repo")
+    assert dvc(folder, "init", "--no-scm").returncode == 0
+    return folder
 
 
 def rewrite(folder, stage, **meta):
@@ -25,16 +33,21 @@ def rewrite(folder, stage, **meta):
 def test_stages_come_after_what_they_depend_on_with_their_retries(repository):
     stages = {stage.name: stage for stage in dag.plan(repository)}
     names = list(stages)
-    assert len(names) == 9
-    for before, after in [("download", "prepare"), ("pretrain", "classify"), ("finetune@gain", "evaluate")]:
+    assert len(names) == 10
+    for before, after in [
+        ("configure", "download"),
+        ("download", "prepare"),
+        ("pretrain", "classify"),
+        ("finetune@gain", "evaluate"),
+    ]:
         assert names.index(before) < names.index(after)
-    assert (stages["download"].retries, stages["download"].retry_on) == (2, "any")
-    assert (stages["finetune@gain"].retries, stages["finetune@gain"].retry_on) == (1, "killed")
-    assert stages["register"].retries == 0
+    assert stages["download"].meta == dag.Meta(retries=2, retry_delay=10, retry_on="any")
+    assert stages["finetune@gain"].meta == dag.Meta(retries=1, retry_delay=5, retry_on="killed")
+    assert stages["register"].meta == dag.Meta()
 
 
 def test_targets_bring_what_they_depend_on(repository):
-    assert [stage.name for stage in dag.plan(repository, ["prepare"])] == ["download", "prepare"]
+    assert [stage.name for stage in dag.plan(repository, ["prepare"])] == ["configure", "download", "prepare"]
     assert {stage.name for stage in dag.plan(repository, ["finetune"])} >= {"finetune@control", "finetune@gain_ext"}
     assert "finetune@gain" not in {stage.name for stage in dag.plan(repository, ["finetune@control"])}
 
@@ -42,16 +55,16 @@ def test_targets_bring_what_they_depend_on(repository):
 @pytest.mark.parametrize(
     ("meta", "message"),
     [
-        ({"retrys": 1}, "unknown key 'retrys'"),
-        ({"retries": -1}, "retries is a count"),
-        ({"retry_on": "never"}, "retry_on must be one of killed, any"),
+        ({"retrys": 1}, "meta: unknown key 'retrys'; did you mean 'retries'?"),
+        ({"retries": -1}, "meta: retries: Input should be greater than or equal to 0, got -1"),
+        ({"retries": "two"}, "meta: retries: Input should be a valid integer, got 'two'"),
+        ({"retry_delay": -0.5}, "meta: retry_delay: Input should be greater than or equal to 0, got -0.5"),
+        ({"retry_on": "never"}, "meta: retry_on: Input should be 'killed' or 'any', got 'never'"),
     ],
 )
-def test_wrong_meta_is_one_line(tmp_path, refused, meta, message):
-    folder = checkout(tmp_path / "repo")
-    assert dvc(folder, "init", "--no-scm").returncode == 0
-    rewrite(folder, "prepare", **meta)
-    assert message in refused(dag.plan, folder)
+def test_wrong_meta_is_one_line(spoilt, refused, meta, message):
+    rewrite(spoilt, "prepare", **meta)
+    assert f"dvc.yaml: prepare: {message}" in refused(dag.plan, spoilt)
 
 
 def test_no_repository_is_one_line(tmp_path, refused):

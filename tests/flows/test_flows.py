@@ -18,7 +18,6 @@ from uuid import UUID
 import mlflow
 import psutil
 import pytest
-import yaml
 from checkouts import becomes, environment, git, git_checkout, one_line, python
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
@@ -155,7 +154,7 @@ def newest(site: Site) -> FlowRun:
 def test_one_command_brings_the_pipeline_to_a_registered_model(site):
     log = (site.folder / "first.log").read_text()
     assert "pretrain: epoch 2/2" in log
-    assert "train/local: Completed: 9 of 9 stages ran" in log
+    assert "train/local: Completed: 10 of 10 stages ran" in log
     version = mlflow.MlflowClient(f"sqlite:///{site.folder}/mlflow.db").get_model_version_by_alias(
         "fcn8s-gain", "challenger"
     )
@@ -186,7 +185,7 @@ def test_servers_listen_on_loopback_only(site):
 
 def test_second_run_passes_through(site):
     state = site.finished(site.start())
-    assert state.state.message == "0 of 9 stages ran, 0 restored"
+    assert state.state.message == "0 of 10 stages ran, 0 restored"
     assert becomes(lambda: set(site.tasks(state.id).values()) == {"Unchanged"})
 
 
@@ -198,7 +197,7 @@ def test_deployment_run_with_other_parameters_is_an_experiment(site):
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     tasks = site.tasks(newest(site).id)
-    assert sorted(tasks) == ["download", "prepare", "pretrain"]
+    assert sorted(tasks) == ["configure", "download", "prepare", "pretrain"]
     assert "other-seed" in site.run("-m", "dvc", "exp", "list").stdout
     assert ((site.folder / "params.yaml").read_bytes(), git(site.folder, "status", "--short")) == before
     assert list((site.folder / ".runs").iterdir()) == []
@@ -224,7 +223,7 @@ def test_bad_input_is_one_line_in_the_log(site, parameters, message):
 
 
 def test_cuda_without_a_gpu_is_one_line(site):
-    run = site.finished(site.start(overrides=["profiles.smoke.runtime.device=cuda"], targets=["pretrain"]))
+    run = site.finished(site.start(overrides=["runtime.device=cuda"], targets=["pretrain"]))
     assert run.state.name == "Failed"
     assert "pretrain: error: params.yaml: runtime.device: cuda is not available" in run.state.message
     assert "Traceback" not in site.log(run.id)
@@ -241,11 +240,11 @@ def test_remote_that_is_not_there_is_one_line(site):
 
 def test_servers_that_do_not_answer_are_one_line(site):
     dead = "http://127.0.0.1:9"
-    result = python(site.folder, "-m", "pipeline.flows.flows", PREFECT_API_URL=f"{dead}/api")
+    result = python(site.folder, "-m", "pipeline.flows", PREFECT_API_URL=f"{dead}/api")
     one_line(result, "the Prefect server at http://127.0.0.1:9/api", "cannot be reached")
     result = python(site.folder, "-m", "pipeline.cli.main", "flow", PREFECT_API_URL=f"{dead}/api")
     one_line(result, "the Prefect server at http://127.0.0.1:9/api", "cannot be reached")
-    result = python(site.folder, "-m", "pipeline.flows.flows", PREFECT_API_URL=site.url, MLFLOW_TRACKING_URI=dead)
+    result = python(site.folder, "-m", "pipeline.flows", PREFECT_API_URL=site.url, MLFLOW_TRACKING_URI=dead)
     assert result.returncode == 1
     assert "train: Failed: MLflow at http://127.0.0.1:9: 127.0.0.1:9 cannot be reached" in result.stdout
 
@@ -296,7 +295,7 @@ def test_killed_worker_ends_its_run(site):
 
 def test_sweep_isolates_failures_and_ends_in_a_table(site):
     """The worker of the pool gpu is dead since the test above; the sweep says so, and `gain flow` starts another."""
-    grid = {"seed": [2], "profiles.smoke.runtime.device": ["cpu", "cuda"]}
+    grid = {"seed": [2], "runtime.device": ["cpu", "cuda"]}
     with site.client() as client:
         assert becomes(lambda: client.read_workers_for_work_pool("gpu")[0].status.value == "OFFLINE")
     lonely = site.finished(site.start("sweep/local", grid=grid))
@@ -309,7 +308,7 @@ def test_sweep_isolates_failures_and_ends_in_a_table(site):
     assert run.state.message == f"1 of 2 points completed; not {run.name}-02"
     rows = json.loads(site.artifacts(run.id)["sweep"])
     assert [row["state"] for row in rows] == ["Completed", "Failed"]
-    assert rows[0]["overrides"] == 'seed=2 profiles.smoke.runtime.device="cpu"'
+    assert rows[0]["overrides"] == 'seed=2 runtime.device="cpu"'
     assert f"{run.name}-01" in site.run("-m", "dvc", "exp", "list").stdout
 
 
@@ -358,7 +357,7 @@ def test_second_clone_takes_from_the_remote_what_the_first_trained(site, tmp_pat
     messages = []
     for folder in (first, second):
         python(folder, "-m", "dvc", "remote", "add", "--default", "team", str(tmp_path / "store"))
-        command = ("-m", "pipeline.flows.flows", "train", "share=true", 'targets=["finetune@gain"]')
+        command = ("-m", "pipeline.flows", "train", "share=true", 'targets=["finetune@gain"]')
         result = python(folder, *command, PREFECT_API_URL=site.url)
         assert result.returncode == 0, result.stdout + result.stderr
         messages.append(result.stdout.splitlines()[-1])
@@ -367,8 +366,8 @@ def test_second_clone_takes_from_the_remote_what_the_first_trained(site, tmp_pat
         ]
         assert trained == ([] if folder == second else ["pretrain", "classify", "finetune"])
     assert messages == [
-        "train: Completed: 5 of 5 stages ran, 0 restored",
-        "train: Completed: 0 of 5 stages ran, 5 restored",
+        "train: Completed: 6 of 6 stages ran, 0 restored",
+        "train: Completed: 1 of 6 stages ran, 5 restored",
     ]
     weights = "models/finetune/gain.safetensors"
     assert (first / weights).read_bytes() == (second / weights).read_bytes()
@@ -383,17 +382,6 @@ def test_down_stops_what_was_started_and_nothing_else(site):
     finally:
         other.kill()
         other.wait()
-
-
-def test_every_name_of_a_final_state_ends_the_wait_for_heartbeats():
-    from pipeline.flows.flows import flows
-
-    folder = Path(__file__).parents[2]
-    expected = yaml.safe_load((folder / "deploy/heartbeat.yaml").read_text())["trigger"]["expect"]
-    source = Path(flows.__file__).read_text()
-    for name in ("Unchanged", "Promoted", "Accepted", "Refused"):
-        assert f'"{name}"' in source
-        assert f"prefect.flow-run.{name}" in expected
 
 
 def test_environment_of_tests_knows_no_server_of_the_user(tmp_path, monkeypatch):

@@ -115,7 +115,7 @@ def test_two_workers_share_servers_and_remote(postgres, tmp_path):
             visible = {**base, "CUDA_VISIBLE_DEVICES": str(index)}
             stack.enter_context(running([*prefect, *start], None, tmp_path / f"{home.name}.log", cwd=home, env=visible))
         call("deployment", "run", "train/cluster", "--watch", "--param", "profile=smoke")
-        points = [["seed=0", f"profiles.smoke.finetune.training.num_epochs={n}"] for n in (1, 3, 4)]
+        points = [["seed=0", f"profiles.smoke.finetune.num_epochs={n}"] for n in (1, 3, 4)]
         sweep = [
             "--param",
             f"points={json.dumps(points)}",

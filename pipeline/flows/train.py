@@ -1,0 +1,61 @@
+"""The flow `train`: the stages of dvc.yaml, in the checkout or, with other parameters, in a clone of it.
+
+DVC decides what has to run and keeps the results: the flow calls `dvc repro --single-item STAGE` per stage, and Prefect
+shows what came of it. Before the first stage, the servers that the run needs are asked whether they answer.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger
+from prefect.client.schemas.objects import State
+
+from pipeline.base.params import load_params
+from pipeline.flows import dag
+from pipeline.flows.experiments import discard, prepare_experiment, push_experiment, save_experiment
+from pipeline.flows.flow_run import ended_with_parent, record_device, visible_gpus
+from pipeline.flows.outcome import completed, one_line_failures
+from pipeline.flows.report import Report
+from pipeline.flows.services import check_services
+from pipeline.flows.stage_task import reproduce
+
+
+@flow(name="train", description="The stages of dvc.yaml, one task each, on one worker.", persist_result=False)
+@one_line_failures
+@ended_with_parent()
+def train(
+    profile: str | None = None,
+    overrides: list[str] | None = None,
+    targets: list[str] | None = None,
+    experiment: str = "",
+    share: bool = False,
+) -> State[Any]:
+    """Run what DVC finds changed.
+
+    Without `profile` and `overrides` in the checkout itself, as `dvc repro` does; else in a clone of it under .runs,
+    whose result becomes a DVC experiment of the checkout.
+
+    Args:
+        profile: instead of the one that params.yaml names.
+        overrides: parameters as `dvc exp run -S` takes them, such as "seed=1".
+        targets: stages to bring up to date with all that they depend on; all of dvc.yaml without.
+        experiment: name of the DVC experiment; one is made up without.
+        share: take from the default DVC remote what other workers made, and push there what is made here.
+    """
+    checkout, params = Path.cwd(), load_params()
+    changes = [*([f"profile={profile}"] if profile not in (None, params.profile) else []), *(overrides or [])]
+    clone = prepare_experiment(checkout, changes, experiment) if changes else None
+    folder, params = (clone.folder, clone.params) if clone else (checkout, params)
+    report = Report(folder, params, dag.plan(folder, targets or []), experiment=clone.name if clone else "")
+    check_services(folder, share=share)
+    record_device(visible_gpus())
+    with report.published():
+        for stage in report.plan:
+            reproduce(stage, report, share=share)
+        if clone:
+            save_experiment(clone, [stage.name for stage in report.plan])
+            if share:
+                push_experiment(checkout, clone.name)
+    if clone and not discard(clone):
+        get_run_logger().warning("%s is kept: its MLflow record waits for the server", clone.folder)
+    return completed(report.sentence())

@@ -1,0 +1,103 @@
+"""What a run shows in Prefect, with the artifacts kept in a dictionary instead of on a server."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from prefect.states import Completed, Failed
+
+from pipeline.flows import report
+from pipeline.flows.dag import Meta, StagePlan
+from pipeline.flows.outcome import RunFailedError
+from pipeline.flows.report import Report
+
+SCORES = {"pretrained": 0.1, "control": 0.2, "gain": 0.4, "gain_ext": 0.3}
+
+
+@pytest.fixture
+def artifacts(monkeypatch) -> dict[str, object]:
+    kept: dict[str, object] = {}
+
+    def create_progress(progress: float, *, key: str, description: str) -> str:
+        kept[key] = progress
+        return key
+
+    monkeypatch.setattr(report, "create_progress_artifact", create_progress)
+    monkeypatch.setattr(report, "update_progress_artifact", lambda key, progress: kept.update({key: progress}))
+    monkeypatch.setattr(report, "create_markdown_artifact", lambda text, key, **_: kept.update({key: text}))
+    monkeypatch.setattr(report, "create_table_artifact", lambda rows, key, **_: kept.update({key: rows}))
+    monkeypatch.setattr(report, "find_runs", lambda weights: ("1", {name: f"run-of-{name}" for name in weights}))
+    monkeypatch.setattr(report, "record_device", lambda tag: kept.update(device=tag))
+    monkeypatch.setattr(report, "UPDATE_SECONDS", 0.0)
+    return kept
+
+
+def begin(folder, *stages: str, experiment: str = "") -> Report:
+    register = SimpleNamespace(candidates=["gain", "gain_ext"], metric="mean_iou")
+    params = SimpleNamespace(profile="smoke", seed=0, register_=register)
+    plan = [StagePlan(name, "", Meta()) for name in stages]
+    return Report(folder, params, plan, experiment=experiment)
+
+
+def test_stages_and_epochs_are_progress_and_the_summary_names_them(tmp_path, artifacts):
+    found = begin(tmp_path, "prepare", "pretrain", experiment="other-seed")
+    with found.published():
+        assert artifacts["progress"] == 0.0
+        found.starts()
+        found.finished("prepare", Completed(name="Unchanged"))
+        assert artifacts["progress"] == 50.0
+        found.starts()
+        found.see_device("cpu, 1 threads, 32-true")
+        found.advance(0.5)
+        assert artifacts["progress"] == 75.0
+        found.finished("pretrain", Completed())
+    assert artifacts["progress"] == 100.0
+    assert artifacts["device"] == "cpu, 1 threads, 32-true"
+    summary = artifacts["summary"].splitlines()
+    assert summary[0] == "# smoke, seed 0"
+    assert "| prepare | Unchanged | 0.0 |  |" in summary
+    assert summary[5].startswith("| pretrain | Completed | ")
+    assert summary[5].endswith(" | cpu, 1 threads, 32-true |")
+    assert "`dvc exp apply other-seed`" in summary[-1]
+    assert found.sentence() == "1 of 2 stages ran, 0 restored; experiment other-seed"
+    assert "scores" not in artifacts
+
+
+def test_a_failed_run_is_published_and_not_done(tmp_path, artifacts):
+    found = begin(tmp_path, "prepare", "pretrain")
+    with pytest.raises(RunFailedError), found.published():
+        found.starts()
+        found.finished("prepare", Failed())
+        raise RunFailedError("prepare: error: an image", "Failed")
+    assert artifacts["progress"] == 50.0
+    assert "| prepare | Failed | " in artifacts["summary"]
+
+
+def test_an_evaluation_that_failed_leaves_no_scores_to_read(tmp_path, artifacts):
+    found = begin(tmp_path, "evaluate")
+    with pytest.raises(RunFailedError, match="out of memory"), found.published():
+        found.starts()
+        found.finished("evaluate", Failed())
+        raise RunFailedError("evaluate: error: out of memory", "Failed")
+    assert "| evaluate | Failed | " in artifacts["summary"]
+    assert "scores" not in artifacts
+
+
+def test_scores_are_a_table_with_the_best_candidate_and_links_to_the_runs(tmp_path, artifacts, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:hidden@mlflow.example.org/")
+    folder = tmp_path / "reports" / "evaluate"
+    folder.mkdir(parents=True)
+    metrics = {name: {"segmentation": {"mean_iou": value}} for name, value in SCORES.items()}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "report.md").write_text("# Results\n\n| model | mean IoU |\n|---|---|\n| gain | 40.0 |\n")
+    found = begin(tmp_path, "evaluate")
+    with found.published():
+        found.starts()
+        found.finished("evaluate", Completed())
+    assert [(row["model"], row["best"], row["mean_iou"]) for row in artifacts["scores"]] == [
+        (name, name == "gain", value) for name, value in SCORES.items()
+    ]
+    summary = artifacts["summary"]
+    assert "| gain | 40.0 |" in summary
+    assert "- [gain](http://mlflow.example.org/#/experiments/1/runs/run-of-gain)" in summary
+    assert "hidden" not in summary
