@@ -149,6 +149,7 @@ def test_recomputed_activations_are_not_kept(tiny_model, scene):
     assert held[True] < 0.35 * held[False]
 
 
+@pytest.mark.system  # the compiler takes many seconds
 def test_compiled_step_is_the_plain_step(tiny_model, scene):
     """As traced and differentiated by torch.compile; its code generator, which takes minutes, is left to torch."""
     model = tiny_model()
