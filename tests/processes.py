@@ -8,8 +8,9 @@ file run as a program, waits for the end of the test process, Ctrl-C and kill -9
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from uuid import uuid4
 
@@ -60,6 +61,11 @@ def _refuse(event: str, arguments: tuple[object, ...]) -> None:
         raise RuntimeError(f"{_unit_test} starts a process ({event}); mark it with @pytest.mark.system")
 
 
+def _guarded_start(process: BaseProcess, start: Callable[[BaseProcess], None] = BaseProcess.start) -> None:
+    _refuse("os.fork", ())  # spawning, multiprocessing raises no event
+    start(process)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     global _unit_test
@@ -72,6 +78,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     sys.addaudithook(_refuse)
+    BaseProcess.start = _guarded_start
     if session.config.option.collectonly or not any(item.get_closest_marker("system") for item in session.items):
         return
     mark = uuid4().hex

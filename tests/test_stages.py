@@ -41,7 +41,7 @@ def raising(error: Exception):
     ("stage", "line"),
     [
         (raising(PipelineError("a: wrong; mend it")), "demo: error: a: wrong; mend it"),
-        (lambda *_: load_in_a_worker(), "demo: error: b.jpg: missing; add it"),
+        pytest.param(lambda *_: load_in_a_worker(), "demo: error: b.jpg: missing; add it", marks=pytest.mark.system),
         (raising(OSError(errno.ENOSPC, "full", "/x")), "demo: error: /x: the disk is full; free some space and rerun"),
         (raising(PermissionError(errno.EACCES, "Permission denied", "/x")), "demo: error: /x: Permission denied"),
         (raising(torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB\nmore")), "demo: error: CUDA out of memory."),
@@ -70,6 +70,7 @@ HEAVY = {
 }  # fmt: skip
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("modules", "needed"),
     [
