@@ -74,7 +74,7 @@ ui: $(BIN)/.installed ## the runs in MLflow's UI on http://127.0.0.1:5000
 ui-test: $(BIN)/.installed ## the runs in MLflow's UI, looked at with a browser (needs Debian's chromium)
 	$(BIN)/pytest tests/browser
 
-lock: $(BIN)/.installed ## resolve requirements.lock anew (needs uv)
+lock: $(BIN)/.installed ## resolve requirements.lock again, for Python 3.11 to 3.13 (needs uv)
 	uv pip compile --universal --generate-hashes --python-version 3.11 --group dev \
 		--custom-compile-command "make lock" pyproject.toml -o requirements.lock
 
