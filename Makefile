@@ -1,9 +1,12 @@
-# `make repro` and `make test` need Python 3.11, git and make; everything else they install into .venv.
-PYTHON ?= python3.11
+# Needs Python 3.11, 3.12 or 3.13, git and make; everything else goes into .venv. `make PYTHON=/path/to/python` chooses one;
+# 3.11 comes first since the committed results were made with it.
 BIN := .venv/bin
+SUPPORTED := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+PYTHON ?= $(shell for name in $(BIN)/python python3.11 python3.12 python3.13 python3; do \
+	$$name -c '$(SUPPORTED)' 2> /dev/null && echo $$name && break; done)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro study test team-test ui-test flow down doctor bench docs format ui lock clean
+.PHONY: help repro study check test lint units all-tests team-test ui-test flow down doctor bench docs format ui lock clean git-repository
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -16,12 +19,24 @@ study: $(BIN)/.installed ## every variant over three seeds: the table and figure
 	printf '%s\n' 0 1 2 | OMP_NUM_THREADS=1 xargs -P 3 -I SEED $(BIN)/dvc --wait-for-lock repro study/dvc.yaml:evaluate@SEED
 	$(BIN)/dvc repro study/dvc.yaml
 
-test: $(BIN)/.installed ## lint, types, import contract, tests
+check: $(BIN)/.installed ## lint, types, import contract, tests that start no process: what to run before a commit
+	@$(MAKE) --no-print-directory --jobs 2 lint units
+
+test: $(BIN)/.installed ## the same with all tests: what CI runs
+	@$(MAKE) --no-print-directory --jobs 2 lint all-tests
+
+lint: $(BIN)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder # one thread each: the two share the cores
+
+# One thread each, since the two share the cores.
+units: $(BIN)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not system" --numprocesses 2 --dist worksteal
+
+all-tests: $(BIN)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 doctor: $(BIN)/.installed ## what the chosen profile lacks here, and the command that gets it
 	$(BIN)/gain doctor
@@ -59,14 +74,21 @@ ui: $(BIN)/.installed ## the runs in MLflow's UI on http://127.0.0.1:5000
 ui-test: $(BIN)/.installed ## the runs in MLflow's UI, looked at with a browser (needs Debian's chromium)
 	$(BIN)/pytest tests/browser
 
-lock: $(BIN)/.installed ## resolve requirements.lock anew (needs uv)
+lock: $(BIN)/.installed ## resolve requirements.lock again, for Python 3.11 to 3.13 (needs uv)
 	uv pip compile --universal --generate-hashes --python-version 3.11 --group dev \
 		--custom-compile-command "make lock" pyproject.toml -o requirements.lock
 
 clean: ## remove what the pipeline made, keep the DVC cache and the environment
 	rm -rf data models checkpoints reports/* study/seed* .tracking .runs mlflow.db mlruns
 
-$(BIN)/.installed: requirements.lock pyproject.toml
+git-repository:
+	@command -v git > /dev/null || { echo "make: error: git is missing; install it" >&2; exit 1; }
+	@test -e .git && git rev-parse --quiet --verify HEAD > /dev/null || { echo "make: error: no Git repository with a commit," \
+		"which DVC needs; clone the project, or type: git init && git add . && git commit -m Begin" >&2; exit 1; }
+
+$(BIN)/.installed: requirements.lock pyproject.toml | git-repository
+	@$(if $(PYTHON),$(PYTHON) -c '$(SUPPORTED)' 2> /dev/null,false) || { echo "make: error: Python 3.11, 3.12 or 3.13 with venv is needed;" \
+		"install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --requirement requirements.lock
 	$(BIN)/pip install --quiet --no-deps --editable .

@@ -16,6 +16,8 @@ from pipeline.model.fcn8s import FCN8s
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")  # a machine that is busy with something else is no failure
 
+pytest_plugins = ["processes"]
+
 NUM_CLASSES = 3
 SLOWEST = (
     "test_flows.py",

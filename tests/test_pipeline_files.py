@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -186,3 +187,20 @@ def test_parameters_that_readme_sets_exist_and_would_change():
         for part in key.split("."):
             found = found[part]
         assert str(found) != value, key
+
+
+def test_version_and_pythons_are_the_same_everywhere():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    released = re.search(r"^## (\S+) - (\S+)$", (REPOSITORY / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert released.groups() == (project["version"], str(citation["date-released"]))
+    assert citation["version"] == project["version"]
+    jobs = yaml.safe_load((REPOSITORY / ".github/workflows/ci.yml").read_text())["jobs"]
+    pythons = jobs["check"]["strategy"]["matrix"]["python"]
+    assert project["requires-python"] == f">={pythons[0]},<3.{int(pythons[-1].removeprefix('3.')) + 1}"
+    makefile = (REPOSITORY / "Makefile").read_text()
+    assert all(f"python{version} " in makefile for version in pythons)
+
+
+def test_lock_names_no_server():
+    assert "://" not in (REPOSITORY / "requirements.lock").read_text()

@@ -41,7 +41,7 @@ def raising(error: Exception):
     ("stage", "line"),
     [
         (raising(PipelineError("a: wrong; mend it")), "demo: error: a: wrong; mend it"),
-        (lambda *_: load_in_a_worker(), "demo: error: b.jpg: missing; add it"),
+        pytest.param(lambda *_: load_in_a_worker(), "demo: error: b.jpg: missing; add it", marks=pytest.mark.system),
         (raising(OSError(errno.ENOSPC, "full", "/x")), "demo: error: /x: the disk is full; free some space and rerun"),
         (raising(PermissionError(errno.EACCES, "Permission denied", "/x")), "demo: error: /x: Permission denied"),
         (raising(torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB\nmore")), "demo: error: CUDA out of memory."),
@@ -70,6 +70,7 @@ HEAVY = {
 }  # fmt: skip
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("modules", "needed"),
     [
@@ -86,3 +87,14 @@ def test_stage_imports_what_it_uses_at_once_and_nothing_else(modules, needed):
     code = f"import sys, {modules}; print(*({HEAVY!r} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert set(found.stdout.split()) == needed
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("name", ["download", "pretrain", "register"])
+def test_python_without_the_packages_is_told_to_activate_the_environment(name):
+    command = [sys.executable, "-S", "-m", f"stages.{name}"]  # -S: without site-packages
+    found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    (line,) = found.stderr.splitlines()
+    assert found.returncode == 1
+    assert line.startswith(f"error: {sys.executable} has no torch, mlflow, ")
+    assert "type: . .venv/bin/activate" in line

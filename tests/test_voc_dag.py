@@ -24,6 +24,8 @@ from pipeline.datasets.archives import unpack
 from pipeline.datasets.sources import VOC_CLASSES
 from pipeline.model.weights import load_weights
 
+pytestmark = pytest.mark.system
+
 SMALL = {
     ".runtime.precision": "32-true",
     ".resources.num_workers": 0,

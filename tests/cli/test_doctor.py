@@ -89,6 +89,7 @@ def test_local_tracking_and_no_prefect_are_fine(diagnose):
     assert "PREFECT_API_URL is not set" in diagnose("Prefect").text
 
 
+@pytest.mark.system
 def test_remote_is_asked_by_dvc(diagnose, tmp_path):
     assert "none; results stay here" in diagnose("DVC remote").text
     (tmp_path / "store").mkdir()

@@ -212,6 +212,7 @@ def test_augmentation_leaves_the_generator_of_the_gpu_untouched(make):
     assert torch.equal(torch.cuda.get_rng_state(), state)
 
 
+@pytest.mark.system
 def test_augmentation_does_not_depend_on_the_number_of_workers(make):
     passes = []
     for num_workers in (0, 2):
@@ -312,7 +313,7 @@ def test_ranks_evaluate_every_image_once(make):
     assert [len(part) for part in parts] == [2, 2, 1]
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.system)])
 def test_evaluation_keeps_the_order_and_yields_every_image_once(make, num_workers):
     dataset = make(10, horizontal_flip=0.0)
     batches = list(evaluation_loader(dataset, batch_size=4, num_workers=num_workers))

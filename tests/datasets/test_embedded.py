@@ -118,6 +118,7 @@ def test_every_class_has_an_object_and_a_ground() -> None:
     assert len(set(HABITUAL_GROUNDS.values())) == len(set(OBJECTS.values())) == 6
 
 
+@pytest.mark.system
 def test_same_seed_draws_the_same_bytes_with_any_number_of_workers(drawn: Path, draw: Draw) -> None:
     expected = contents(drawn)
     assert contents(draw()) == expected
@@ -253,7 +254,7 @@ def test_object_of_which_nothing_shows_has_no_box(draw: Draw) -> None:
     assert all(voc.read_boxes(root, name) == () for name in unseen)
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.system)])
 def test_progress_is_reported_once_per_image(tmp_path: Path, num_workers: int) -> None:
     reports: list[int] = []
     draw_dataset(tmp_path, **SETTINGS | TRAIN_ONLY, num_workers=num_workers, on_image=lambda: reports.append(1))
@@ -277,7 +278,7 @@ def test_file_in_place_of_the_folder_is_refused_and_left_untouched(tmp_path: Pat
     assert (tmp_path / "keep.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.system)])
 def test_failed_write_ends_the_drawing(tmp_path: Path, num_workers: int) -> None:
     masks = tmp_path / "SegmentationClass"
 
@@ -291,6 +292,7 @@ def test_failed_write_ends_the_drawing(tmp_path: Path, num_workers: int) -> None
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.system
 def test_killed_process_is_one_line(tmp_path: Path) -> None:
     def kill() -> None:
         for child in multiprocessing.active_children():

@@ -84,7 +84,7 @@ def test_val_tests_and_training_images_validate_on_request(archive, tmp_path):
     assert splits(place(tmp_path / "c", archive, test_split="val", num_val=3)) == found
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.system)])
 def test_trainaug_is_voc_train_and_sbd_without_voc_val(archive, sbd, tmp_path, num_workers):
     root = place(tmp_path / "voc", archive, train_split="trainaug", sbd_archive=sbd, num_workers=num_workers)
     assert splits(root)["train"] == (*TRAIN, *SBD_ONLY)

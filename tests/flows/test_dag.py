@@ -12,6 +12,8 @@ from checkouts import checkout, dvc, environment, gain, one_line, python, set_pa
 
 from pipeline.base.files import digest_file
 
+pytestmark = pytest.mark.system
+
 KILLED_AFTER_AN_EPOCH = """
 import os, runpy, signal, sys
 from pipeline.training.checkpoints import CheckpointFile

@@ -9,6 +9,8 @@ from checkouts import checkout, dvc, git, git_checkout, set_params
 from pipeline.flows import dag
 from pipeline.flows.experiments import discard, prepare_experiment
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):

@@ -32,6 +32,8 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+pytestmark = pytest.mark.system
+
 LONG = 5000  # epochs; minutes
 
 

@@ -12,6 +12,8 @@ from checkouts import REPOSITORY, becomes
 
 from pipeline.flows.supervisor import supervised
 
+pytestmark = pytest.mark.system
+
 
 def run(folder: Path, script: str):
     return supervised(["sh", "-c", script], folder=folder, environment=os.environ)

@@ -306,7 +306,10 @@ def test_images_without_a_class_join_the_batch(tiny_model, batch, resolution):
 
 @pytest.mark.parametrize("name", LOSS_NAMES)
 def test_every_weight_reaches_the_gradient(tiny_model, batch, name):
-    """A weight that is parsed and logged but never passed on is a mistake seen in public implementations."""
+    """A weight that is parsed and logged but never passed on is a mistake seen in public implementations.
+
+    A factor of four is exact in floating point: the two gradients agree to the last bit.
+    """
     model = tiny_model()
     losses = losses_of(model, batch, ALL_WEIGHTS)
     assert tuple(losses) == LOSS_NAMES
@@ -317,10 +320,10 @@ def test_every_weight_reaches_the_gradient(tiny_model, batch, name):
             weight,
             retain_graph=True,
         )[0]
-        for w in (1.0, 3.0)
+        for w in (1.0, 4.0)
     ]
     assert gradients[0].abs().max() > 0
-    assert torch.allclose(3 * gradients[0], gradients[1], rtol=1e-4)
+    assert torch.equal(4 * gradients[0], gradients[1])
 
 
 def test_ramp_scales_the_attention_losses_alone():

@@ -113,6 +113,7 @@ def test_nested_lists_are_an_image():
     assert np.array_equal(served_image(base64.b64encode(encoded()).decode(), "image 0"), np.zeros((30, 40, 3)))
 
 
+@pytest.mark.system  # the export takes many seconds
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize(
     "options", [{"padding": 1}, {"padding": 100, "batch_norm": False}, {"attention_layer": "pool5"}]

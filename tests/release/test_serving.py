@@ -24,6 +24,8 @@ from pipeline.base.files import digest_file
 from pipeline.model.fcn8s import FCN8s
 from pipeline.model.weights import save_weights
 
+pytestmark = pytest.mark.system
+
 NAMES = ("cat", "dog", "cow")
 
 REGISTER = """

@@ -98,6 +98,7 @@ def test_equal_numbers_are_equal_pixels_whatever_the_readers_settings(chart):
         assert dict(matplotlib.rcParams) == before
 
 
+@pytest.mark.system
 def test_charts_need_neither_pyplot_nor_torch_and_matplotlib_only_to_draw():
     script = (
         "import sys; from pipeline.report.charts import confusion_chart; import numpy as np\n"

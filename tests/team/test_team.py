@@ -18,6 +18,8 @@ import requests
 from checkouts import PATIENCE, becomes, environment, git, git_checkout
 from servers import free_port, running
 
+pytestmark = pytest.mark.system
+
 LONG = ["profile=smoke", "profiles.smoke.pretrain.num_epochs=5000"]
 
 

@@ -21,6 +21,8 @@ from servers import free_port, running
 from pipeline.tracking import sender
 from pipeline.tracking.tracker import SPOOLS, Tracker, Tracking
 
+pytestmark = pytest.mark.system
+
 REPOSITORY = Path(__file__).parents[2]
 STEPS = 4
 

@@ -15,6 +15,8 @@ from PIL import Image
 from pipeline.tracking.server import connect, find_run
 from pipeline.tracking.tracker import SPOOLS, WEIGHTS_TAG, Tracker, Tracking, flatten
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> str:

@@ -18,6 +18,8 @@ from servers import free_port
 from pipeline.base.params import load_params
 from stages.launch import run_on_ranks
 
+pytestmark = pytest.mark.system
+
 SCRIPT = REPOSITORY / "tests" / "ranks_training.py"
 
 

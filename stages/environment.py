@@ -1,0 +1,12 @@
+"""Imported before any package: where packages are missing, one line says so instead of a traceback."""
+
+import sys
+from importlib.util import find_spec
+
+NEEDED = ("torch", "mlflow", "dvc", "pydantic", "pandas")  # a Python that has these is the project's
+
+if missing := [name for name in NEEDED if find_spec(name) is None]:
+    sys.exit(
+        f"error: {sys.executable} has no {', '.join(missing)}: the environment of the project is not active; "
+        "type: . .venv/bin/activate (`make doctor` makes one)"
+    )
