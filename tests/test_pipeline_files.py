@@ -11,26 +11,22 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.base.dvc_files import check_matrix
+from pipeline.base.params import SECTIONS, load_params
 from pipeline.evaluation.passes import results_table
 
 REPOSITORY = Path(__file__).parents[1]
 DVC = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())
+PARAMS = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
 STUDY = yaml.safe_load((REPOSITORY / "study" / "dvc.yaml").read_text())
-# They change what is watched, recorded or shipped, never a result.
-NO_RESULT = {
-    "pipeline.tracking.tracker",
-    "pipeline.tracking.provenance",
-    "pipeline.tracking.server",
-    "pipeline.tracking.sender",
-    "pipeline.tracking.progress",
-    "stages.launch",
-    "pipeline.tracking.throughput",
-}
-PICTURES = {
-    "pipeline.report.panels",
-    "pipeline.report.overlays",
-    "pipeline.report.charts",
-}  # a result of evaluate alone
+MOST_LINES = {"summarise": 90}
+    ("configure", "download", "prepare", "pretrain", "classify", "finetune", "evaluate", "register"), 50
+)
+
+# They change how a stage is started, what is watched and what is recorded, never a result.
+NO_RESULT = ("pipeline/tracking/", "stages/run.py", "stages/launch.py", "stages/record.py", "stages/environment.py")
+# The pictures of a training are no result of it: record.py draws them for MLflow.
+CODE = ("pipeline", "stages")
 
 
 def module_path(name: str) -> Path | None:
@@ -47,65 +43,82 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in found if name.split(".")[0] in ("pipeline", "stages") and module_path(name)}
+    return {name for name in found if name.split(".")[0] in CODE and module_path(name)}
 
 
-def closure(name: str, without: set[str]) -> set[Path]:
+def closure(*names: str) -> set[str]:
+    """Files that modules import, directly or not; those of NO_RESULT and what only they import are left out."""
     seen: set[str] = set()
-    queue = [name]
+    queue = list(names)
     while queue:
-        module = queue.pop()
-        if module in seen or module in without:
-            continue
-        seen.add(module)
-        queue += imports(module_path(module))
-    paths = {module_path(module) for module in seen}
-    # A package's own file holds a docstring, save for stages, which holds the paths.
-    return {p for p in paths if p.name != "__init__.py" or p.parent.name == "stages"}
+        path = module_path(queue.pop())
+        name = str(path.relative_to(REPOSITORY))
+        if name not in seen and not name.startswith(NO_RESULT):
+            seen.add(name)
+            queue += imports(path)
+    return {name for name in seen if not name.endswith("__init__.py")}  # which hold a docstring
 
 
-@pytest.mark.parametrize("stage", DVC["stages"])
-def test_stage_dependencies_are_the_modules_that_it_imports(stage):
-    without = NO_RESULT | (PICTURES if stage in ("pretrain", "classify", "finetune") else set())
-    expected = closure(f"stages.{stage}", without)
-    if stage == "register":
-        expected |= closure("pipeline.release.served_model", without)  # shipped as a file, not imported
-    listed = {dependency for dependency in DVC["stages"][stage]["deps"] if dependency.endswith(".py")}
-    assert listed == {str(path.relative_to(REPOSITORY)) for path in expected}
+def covers(dependency: str, file: str) -> bool:
+    return file == dependency or file.startswith(f"{dependency}/")
+
+
+def dependencies(stage: dict) -> list[str]:
+    return [dependency for dependency in stage["deps"] if dependency.split("/")[0] in CODE]
+
+
+@pytest.mark.parametrize("name", [*DVC["stages"], "summarise"])
+def test_every_module_that_a_stage_imports_lies_in_its_dependencies_and_none_is_unused(name):
+    stage = {**STUDY["stages"], **DVC["stages"]}[name]
+    modules = {
+        "register": ["stages.register", "pipeline.release.served_model"],  # shipped as a file
+        # run.py imports stages.train by name, once the sender is on its way.
+        **dict.fromkeys(("pretrain", "classify", "finetune"), [f"stages.{name}", "stages.train"]),
+    }.get(name, [f"stages.{name}"])
+    needed, listed = closure(*modules), dependencies(stage)
+    assert not [file for file in needed if not any(covers(dependency, file) for dependency in listed)]
+    assert not [dependency for dependency in listed if not any(covers(dependency, file) for file in needed)]
+
+
+def test_dependencies_are_folders_where_a_stage_needs_more_than_one_file():
+    entries = [dependency for stage in DVC["stages"].values() for dependency in dependencies(stage)]
+    assert len(entries) <= 60
+    assert not any(dependency.startswith("pipeline/tracking") for dependency in entries)
 
 
 def in_folder(entry: object) -> object:
-    """A dependency or output of dvc.yaml as study/dvc.yaml must name it."""
+    """A dependency, output or file of parameters of dvc.yaml as study/dvc.yaml must name it."""
     if isinstance(entry, dict):
-        return in_folder(next(iter(entry)))
-    return f"study/seed${{item.seed}}/{entry}" if entry.split("/")[0] in ("data", "models", "reports") else entry
+        key, value = next(iter(entry.items()))
+        return {in_folder(key): value}
+    return f"seed${{item.seed}}/{entry}" if entry.split("/")[0] in ("data", "models", "reports") else entry
 
 
 @pytest.mark.parametrize("stage", [name for name in DVC["stages"] if name != "register"])
 def test_study_runs_the_same_stages_in_a_folder_per_seed(stage):
     expected, found = DVC["stages"][stage], STUDY["stages"][stage]
-    assert found["deps"] == [in_folder(entry) for entry in expected["deps"]]
-    outputs = [*expected["outs"], *expected.get("metrics", [])]
-    assert [*found["outs"], *found.get("metrics", [])] == [in_folder(entry) for entry in outputs]
-    params = [key.replace("${profile}", "study") for key in expected["params"] if key != "seed"]
-    assert found.get("params", []) == params
-    assert found["cmd"].startswith(expected["cmd"].split(" ${")[0])
-    assert "--profile study --seed ${item.seed} --folder study/seed${item.seed}" in found["cmd"]
+    for key in ("deps", "params", "outs"):
+        assert found[key] == [in_folder(entry) for entry in expected[key]]
+    asked = " --profile study --seed ${item.seed}" if stage == "configure" else ""
+    assert found["cmd"] == f"cd .. && {expected['cmd']}{asked} --folder study/seed${{item.seed}}"
 
 
-def test_summary_depends_on_what_it_imports():
-    expected = closure("stages.summarise", NO_RESULT)
-    listed = {dependency for dependency in STUDY["stages"]["summarise"]["deps"] if dependency.endswith(".py")}
-    assert listed == {str(path.relative_to(REPOSITORY)) for path in expected}
+def test_study_is_a_project_of_its_own_over_the_same_code():
+    assert (REPOSITORY / "study" / ".dvc" / "config").exists()
+    for name in ("pipeline", "stages", "params.yaml"):
+        assert (REPOSITORY / "study" / name).resolve() == REPOSITORY / name
+    ignored = (REPOSITORY / ".dvcignore").read_text()
+    assert (REPOSITORY / "study" / ".dvcignore").read_text().strip() in ignored
 
 
 def test_every_stage_has_its_script_its_section_and_nothing_else():
     stages = list(DVC["stages"])
-    assert stages == ["download", "prepare", "pretrain", "classify", "finetune", "evaluate", "register"]
-    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
-    for profile in params["profiles"].values():
-        assert set(stages) - set(profile) == {"prepare"}  # which has nothing to choose
-        assert set(profile) - set(stages) == {"runtime", "resources", "model", "promote"}  # promotion is no stage
+    assert stages == ["configure", "download", "prepare", "pretrain", "classify", "finetune", "evaluate", "register"]
+    assert set(stages) - set(SECTIONS) == {"configure", "prepare"}  # which have nothing to choose
+    shared = {"runtime", "resources", "model", "attention", "variants", "promote"}  # promotion is no stage
+    assert set(SECTIONS) - set(stages) == shared
+    for stage in [*stages, "summarise"]:
+        assert len((REPOSITORY / "stages" / f"{stage}.py").read_text().splitlines()) <= MOST_LINES.get(stage, 50)
 
 
 def test_params_have_no_aliases():
@@ -114,33 +127,58 @@ def test_params_have_no_aliases():
     assert not [event for event in events if isinstance(event, yaml.AliasEvent)]
 
 
-def test_variants_of_dvc_are_the_variants_of_every_profile():
-    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
-    for name, profile in params["profiles"].items():
-        stages = STUDY if name == "study" else DVC
-        assert list(profile["finetune"]["variants"]) == stages["stages"]["finetune"]["matrix"]["variant"]
+@pytest.mark.parametrize("profile", list(PARAMS["profiles"]))
+def test_variants_of_dvc_are_the_variants_of_every_profile(profile):
+    check_matrix(
+        load_params(REPOSITORY / "params.yaml", profile=profile),
+        REPOSITORY / ("study/dvc.yaml" if profile == "study" else "dvc.yaml"),
+    )
+
+
+def folder_digest(folder: Path) -> str:
+    """As DVC computes it: the digest of the sorted list of files, without what .dvcignore names."""
+    files = [
+        {"md5": hashlib.md5(path.read_bytes()).hexdigest(), "relpath": path.relative_to(folder).as_posix()}
+        for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).parts)
+        if path.is_file() and not {"__pycache__", ".ipynb_checkpoints"} & set(path.parts)
+        and not path.name.endswith((".swp", "~")) and path.name != ".DS_Store"
+    ]  # fmt: skip
+    return (
+        hashlib.md5(json.dumps(sorted(files, key=lambda file: file["relpath"]), sort_keys=True).encode()).hexdigest()
+        + ".dir"
+    )
 
 
 @pytest.mark.parametrize("name", ["dvc.lock", "study/dvc.lock"])
 def test_lock_belongs_to_the_committed_code(name):
-    """dvc.lock's digests of code are those of the code: its results were made by what is here."""
+    """The lock's digests of code are those of the code: its results were made by what is here."""
     lock = yaml.safe_load((REPOSITORY / name).read_text())
-    files = {d["path"]: d["md5"] for s in lock["stages"].values() for d in s["deps"] if d["path"].endswith(".py")}
-    assert files
-    changed = [p for p, md5 in files.items() if hashlib.md5((REPOSITORY / p).read_bytes()).hexdigest() != md5]
-    assert not changed, "run `make repro` or `make study` and commit the lock and what it made"
+    code = {
+        d["path"]: d["md5"] for stage in lock["stages"].values() for d in stage["deps"] if d["path"].startswith(CODE)
+    }
+    assert code
+    for path, md5 in code.items():
+        full = REPOSITORY / path
+        found = folder_digest(full) if full.is_dir() else hashlib.md5(full.read_bytes()).hexdigest()
+        assert found == md5, f"{path}: run `make repro` or `make study` and commit the lock and what it made"
 
 
-@pytest.mark.parametrize("name", ["dvc.lock", "study/dvc.lock"])
-def test_lock_belongs_to_the_committed_parameters(name):
+@pytest.mark.parametrize(("name", "profile"), [("dvc.lock", "embedded"), ("study/dvc.lock", "study")])
+def test_lock_belongs_to_the_committed_parameters(name, profile):
     lock = yaml.safe_load((REPOSITORY / name).read_text())
-    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
-    for stage in lock["stages"].values():
-        for key, used in stage.get("params", {}).get("params.yaml", {}).items():
-            value = params
-            for part in key.split("."):
-                value = value[part]
-            assert value == used, f"{key}: run `make repro` or `make study` and commit {name}"
+    for stage_name, stage in lock["stages"].items():
+        seed = int(re.search(r"@(\d)|-(\d)", stage_name)[1] or 0) if "study" in name and "@" in stage_name else 0
+        for file, used in stage.get("params", {}).items():
+            if file == "params.yaml":
+                assert used == PARAMS
+                continue
+            params = load_params(REPOSITORY / "params.yaml", profile=profile, seed=seed)
+            values = params.model_dump(mode="json", by_alias=True)
+            for key, value in used.items():
+                found = values
+                for part in key.split("."):
+                    found = found[part]
+                assert found == value, f"{stage_name}: {key}: run `make repro` or `make study` and commit {name}"
 
 
 def committed(path: str) -> str:

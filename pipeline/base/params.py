@@ -34,7 +34,11 @@ def load_params(path: Path = PARAMS, *, profile: str | None = None, seed: int | 
         document = {**document, "profile": profile}
     if seed is not None:
         document = {**document, "seed": seed}
-    sections = resolve(document, path) if "profiles" in document else document
+    if "profiles" in document:
+        sections = resolve(document, path)
+    else:  # resolved before
+        _check_keys(document, (*TOP_LEVEL, *SECTIONS), path)
+        sections = document
     try:
         return Params.model_validate(sections)
     except ValidationError as error:

@@ -99,7 +99,9 @@ def evaluate(
                 pair_target != IGNORE_INDEX,
                 scoring.attention_threshold,
             )
-            score["coverage"] = soft_mask(maps, threshold=scoring.mask_threshold, slope=scoring.mask_slope).mean(dim=(1, 2)) * alive
+            score["coverage"] = (
+                soft_mask(maps, threshold=scoring.mask_threshold, slope=scoring.mask_slope).mean(dim=(1, 2)) * alive
+            )
             score["dead"] = (~alive).float()
             score["class_index"] = pairs.class_index
             score["image_index"] = batch.sample_index[pairs.image_index.cpu()]

@@ -240,7 +240,7 @@ FOLDER = {"source": "folder", "path": "/data/mine", "ignore_index": 255}
     ("key", "value", "message"),
     [
         ("download.source", "voc2013", "download.source: must be one of embedded, voc2012, folder, got 'voc2013'"),
-        ("download.source", ABSENT, "download.source: is missing"),
+        ("download.source", ABSENT, "download: unknown key 'archive'; known: source, image_size"),
         ("download.archiv", {}, "download: unknown key 'archiv'; did you mean 'archive'?"),
         ("download.archive.mirors", [], "download.archive: unknown key 'mirors'; did you mean 'mirrors'?"),
         ("download.archive", {"path": None, "mirrors": [], "checksum": None}, "name the path of the file, or mirrors"),
