@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
@@ -14,6 +14,10 @@ from pipeline.base.errors import warn
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from pipeline.training.state import History
+    from pipeline.training.task import Task
+    from pipeline.training.watchers import Work
 
 REFRESH_SECONDS = 0.25  # between two looks at the losses, each of which waits for the device
 SHOWN = ("loss/", "val/mean_iou", "val/macro_f1", "val/attention_iou")  # columns of an epoch's line begin so
@@ -36,7 +40,7 @@ def progress_bar(title: str, total: int | None) -> Iterator[Callable[[], None]]:
     if not sys.stdout.isatty():
         yield count
     else:
-        with _progress(Console()) as progress:
+        with _new_bar(Console()) as progress:
             task = progress.add_task(title, total=total, losses="")
 
             def advance() -> None:
@@ -45,31 +49,6 @@ def progress_bar(title: str, total: int | None) -> Iterator[Callable[[], None]]:
 
             yield advance
     print(f"{title}: {done} in {time.monotonic() - started:.1f} s", flush=True)
-
-
-class Length(Protocol):
-    """The part of a training's section of params.yaml that is read here."""
-
-    @property
-    def num_epochs(self) -> int: ...  # noqa: D102
-
-
-class Task(Protocol):
-    """What is read here of a training."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def options(self) -> Length: ...  # noqa: D102
-    @property
-    def steps_per_epoch(self) -> int: ...  # noqa: D102
-
-
-class History(Protocol):
-    """What is read here of a training's record."""
-
-    @property
-    def rows(self) -> Sequence[Mapping[str, float]]: ...  # noqa: D102
 
 
 class Progress:
@@ -82,7 +61,7 @@ class Progress:
         self._bar: Bar | None = None
         self._bar_task = TaskID(0)
 
-    def begins(self, task: Task, first_epoch: int) -> None:
+    def begins(self, task: "Task", first_epoch: int) -> None:
         """Start the bar.
 
         Args:
@@ -92,7 +71,7 @@ class Progress:
         self._started = self._refreshed = time.monotonic()
         if sys.stdout.isatty():
             total, done = (epochs * task.steps_per_epoch for epochs in (self._num_epochs, first_epoch))
-            self._bar = _progress(Console())
+            self._bar = _new_bar(Console())
             self._bar_task = self._bar.add_task(task.name, total=total, completed=done, losses="")
             self._bar.start()
 
@@ -111,7 +90,7 @@ class Progress:
             text = "  ".join(f"{name} {loss.item():.3f}" for name, loss in losses.items())
             self._bar.update(self._bar_task, losses=text)
 
-    def epoch(self, epoch: int, history: History, work: object) -> None:  # noqa: ARG002 -- others watch the work
+    def epoch(self, epoch: int, history: "History", work: "Work") -> None:  # noqa: ARG002 -- for other watchers
         """Show a finished epoch in one line, and a warning for each loss that does not fall.
 
         Args:
@@ -129,7 +108,7 @@ class Progress:
             self._bar.console.print(line, highlight=False)
         else:
             print(line, flush=True)
-        warn_of_losses_that_do_not_fall(self._name, history.rows)
+        _warn_of_losses_that_do_not_fall(self._name, history.rows)
 
     def ends(self) -> None:
         """Stop the bar and say how long this process has trained; also after an error."""
@@ -138,7 +117,7 @@ class Progress:
         print(f"{self._name}: trained for {time.monotonic() - self._started:.1f} s", flush=True)
 
 
-def warn_of_losses_that_do_not_fall(title: str, rows: Sequence[Mapping[str, float]]) -> None:
+def _warn_of_losses_that_do_not_fall(title: str, rows: Sequence[Mapping[str, float]]) -> None:
     """Warn of each loss that has never been below its first epoch by `FALL` of it; from the second epoch on.
 
     Args:
@@ -156,7 +135,7 @@ def warn_of_losses_that_do_not_fall(title: str, rows: Sequence[Mapping[str, floa
             )
 
 
-def _progress(console: Console) -> Bar:
+def _new_bar(console: Console) -> Bar:
     return Bar(
         TextColumn("{task.description}"),
         BarColumn(),

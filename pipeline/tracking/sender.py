@@ -12,12 +12,15 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pipeline.base.errors import warn, without_credentials
 from pipeline.tracking.server import connect, tracking_uri
 from pipeline.tracking.spool import EVENTS, Spool
 from pipeline.tracking.tracker import SPOOLS, WAITING
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 RETRY_SECONDS = 5.0
 POLL_SECONDS = 0.1
@@ -52,8 +55,7 @@ class Delivery:
     def __init__(self) -> None:
         self.named: list[str] = []  # still to be opened
         self._spools: list[Spool] = []
-        self._client: Any = None
-        self._experiment_id = ""
+        self._connection: tuple[MlflowClient, str] | None = None
 
     def advance(self, *, last: bool) -> None:
         """Send what has been written so far. What an error interrupts, the next call continues.
@@ -65,15 +67,16 @@ class Delivery:
             filelock.Timeout: another sender has a spool.
             Exception: any error of MLflow.
         """
-        if self._client is None:
-            self._client, self._experiment_id = connect()
+        if self._connection is None:
+            self._connection = connect()
+        client, experiment_id = self._connection
         while self.named:
             self._spools.append(Spool(SPOOLS / self.named[0], watch=True))
             del self.named[0]
         for spool in list(self._spools):
-            spool.send(self._client, self._experiment_id)
+            spool.send(client, experiment_id)
             if spool.finished or last:
-                spool.close(self._client)
+                spool.close(client)
                 self._spools.remove(spool)
 
 
@@ -132,7 +135,7 @@ def _finished_spools() -> list[Path]:
     return [path.parent for path in events if '"kind": "finish"' in path.read_text(encoding="utf-8")]
 
 
-def _send_finished(folder: Path, client: Any, experiment_id: str) -> bool:
+def _send_finished(folder: Path, client: "MlflowClient", experiment_id: str) -> bool:
     """Whether MLflow did not refuse the spool."""
     from filelock import Timeout
 
