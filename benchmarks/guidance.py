@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from pipeline.base.files import write_json
 from pipeline.base.params import load_params
-from pipeline.data.loading import Sample
+from pipeline.data.samples import Sample
 from pipeline.gain.attention import attention_to_image, class_attention, normalise_attention, soft_mask
 from pipeline.gain.losses import Criterion, classification_loss, segmentation_loss
 from pipeline.gain.network import GuidedNetwork, class_pairs

@@ -15,8 +15,10 @@ import torch
 
 from benchmarks.guidance import FULL_WIDTH, machine, result_file
 from pipeline.base.files import write_json
-from pipeline.data.loading import SegmentationDataset, start_epoch, training_loader
+from pipeline.base.sections import Augmentation, EmbeddedData
+from pipeline.data.loaders import start_epoch, training_loader
 from pipeline.data.manifest import build_manifest, read_manifest
+from pipeline.data.samples import SegmentationDataset
 from pipeline.data.voc import REQUIRED_SPLITS
 from pipeline.datasets.embedded import CLASS_NAMES, draw_dataset
 from pipeline.gain.losses import segmentation_loss
@@ -26,11 +28,12 @@ from pipeline.training.devices import Device, choose_device
 IMAGES, SIDE, CROP = 240, 432, 384  # as many pixels as VOC's 375 x 500; the crop of the profile voc2012
 BATCHES, STEPS = {"cpu": 2, "cuda": 16}, 3
 PASSES = 3  # over the images
-DRAWING = {
-    "num_val": 1, "num_test": 1, "num_counterfactual": 1, "context_strength": 0.96, "empty_fraction": 0.05,
-    "multi_object_fraction": 0.35, "object_scale": (0.25, 0.5), "max_rotation": 15.0, "occlusion_fraction": 0.15,
-    "void_border": 3, "jpeg_quality": 95,
-}  # fmt: skip
+DRAWING = EmbeddedData(
+    source="embedded", image_size=SIDE, num_train=IMAGES, num_val=1, num_test=1, num_counterfactual=1,
+    context_strength=0.96, empty_fraction=0.05, multi_object_fraction=0.35, object_scale=(0.25, 0.5), max_rotation=15.0,
+    occlusion_fraction=0.15, void_border=3, jpeg_quality=95,
+)  # fmt: skip
+AUGMENTATION = Augmentation(horizontal_flip=0.5, crop_size=CROP, scale=(0.75, 1.25))
 
 
 def main() -> None:
@@ -38,7 +41,7 @@ def main() -> None:
     cores = os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as name:
         root = Path(name) / "voc"
-        draw_dataset(root, seed=0, image_size=SIDE, num_train=IMAGES, num_workers=cores, **DRAWING)  # type: ignore[arg-type]
+        draw_dataset(root, DRAWING, seed=0, num_workers=cores)
         rate, used = _prepare(root)
         rows = [row for row in read_manifest(root.parent / "manifest.csv") if row.split == "train"]
         loaded = {workers: _load(root, rows, workers) for workers in (0, cores)}
@@ -74,13 +77,7 @@ def _prepare(root: Path) -> tuple[float, float]:
 
 def _load(root: Path, rows: list, num_workers: int) -> float:
     dataset = SegmentationDataset(
-        root,
-        rows,
-        num_foreground_classes=len(CLASS_NAMES),
-        horizontal_flip=0.5,
-        crop_size=CROP,
-        scale=(0.75, 1.25),
-        raw=True,
+        root, rows, num_foreground_classes=len(CLASS_NAMES), augmentation=AUGMENTATION, raw=True
     )
     loader = training_loader(dataset, batch_size=8, seed=0, num_workers=num_workers)
     next(iter(loader))  # starts the workers

@@ -27,7 +27,7 @@ from PIL import Image
 
 from benchmarks.guidance import FULL_WIDTH
 from pipeline.base.files import write_json
-from pipeline.data.loading import normalise
+from pipeline.data.samples import normalise
 from pipeline.model.fcn8s import FCN8s
 from pipeline.model.weights import save_weights
 from pipeline.release.prediction import Outputs

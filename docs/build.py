@@ -10,7 +10,8 @@ from PIL import Image
 from docs.benchmark_tables import insert, insert_benchmarks
 from pipeline.base.files import digest_file
 from pipeline.data import voc
-from pipeline.data.manifest import ManifestRow, decode_image, read_manifest
+from pipeline.data.images import decode_image
+from pipeline.data.manifest import ManifestRow, read_manifest
 from pipeline.evaluation.passes import results_table
 from pipeline.report.overlays import Picture, panel
 from pipeline.report.study import HEADLINES

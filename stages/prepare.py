@@ -3,7 +3,7 @@
 from pipeline.base.files import atomic_file, write_csv
 from pipeline.base.profile import Params
 from pipeline.base.workspace import Workspace
-from pipeline.data.manifest import build_manifest
+from pipeline.data.manifest import build_manifest, class_counts
 from pipeline.data.voc import list_splits, read_split
 from pipeline.tracking.progress import progress_bar
 from stages.run import run_stage
@@ -17,10 +17,7 @@ def prepare(params: Params, space: Workspace) -> None:
         manifest = build_manifest(space.data, splits=splits, seed=params.seed, on_image=advance)
     with atomic_file(space.manifest) as partial:
         manifest.to_csv(partial, index=False)
-    counts = manifest.assign(classes=manifest["classes"].str.split()).explode("classes").fillna({"classes": "none"})
-    table = counts.groupby(["split", "classes"], sort=True).size().reset_index(name="images")
-    records = [{str(column): value for column, value in row.items()} for row in table.to_dict("records")]
-    write_csv(space.reports / "prepare" / "classes.csv", records)
+    write_csv(space.reports / "prepare" / "classes.csv", class_counts(manifest))
 
 
 if __name__ == "__main__":

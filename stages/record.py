@@ -8,8 +8,8 @@ from torch import Tensor
 
 from pipeline.base.files import digest_file
 from pipeline.base.profile import Params
-from pipeline.data.loading import Sample
 from pipeline.data.manifest import data_digest
+from pipeline.data.samples import Sample
 from pipeline.report.charts import training_curves
 from pipeline.report.panels import attention_panel, evolution_panel
 from pipeline.tracking.progress import Progress

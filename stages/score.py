@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader
 from pipeline.base.files import atomic_file, digest_file, read_numbers, write_csv, write_json, write_text
 from pipeline.base.profile import Params
 from pipeline.base.workspace import Workspace
-from pipeline.data.loading import Sample, SegmentationDataset, evaluation_loader
+from pipeline.data.loaders import evaluation_loader
 from pipeline.data.manifest import data_digest, read_manifest
+from pipeline.data.samples import Sample, SegmentationDataset
 from pipeline.data.voc import list_splits, read_class_names
 from pipeline.evaluation.metrics import interval
 from pipeline.evaluation.passes import ModelScores, estimates, results_table, score_model

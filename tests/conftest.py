@@ -10,7 +10,7 @@ from sections import architecture_section, training_section
 
 from pipeline.base.errors import PipelineError
 from pipeline.base.sections import Training
-from pipeline.data.loading import Sample
+from pipeline.data.samples import Sample
 from pipeline.model.fcn8s import FCN8s
 
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -17,7 +17,8 @@ from tasks import task_of
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pipeline.data.loading import Sample, evaluation_loader, training_loader
+from pipeline.data.loaders import evaluation_loader, training_loader
+from pipeline.data.samples import Sample
 from pipeline.evaluation.passes import Scoring, evaluate, validation_row
 from pipeline.gain.losses import LOSS_NAMES
 from pipeline.model.fcn8s import FCN8s

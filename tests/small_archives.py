@@ -12,7 +12,8 @@ from scipy.io import savemat
 from torch import Tensor, nn
 
 from pipeline.data import voc
-from pipeline.datasets.sources import SBD_FOLDER, VOC2012_FOLDER, VOC_CLASSES, seg11valid
+from pipeline.datasets.sbd import SBD_FOLDER
+from pipeline.datasets.voc2012 import VOC2012_FOLDER, VOC_CLASSES, seg11valid
 
 CHANNELS = {"conv1": 4, "conv2": 8, "conv3": 16, "conv4": 32, "conv5": 32}
 CONVS = {"conv1": 2, "conv2": 2, "conv3": 3, "conv4": 3, "conv5": 3}

@@ -14,7 +14,8 @@ from sections import attention_section, training_section
 from tasks import AfterEpoch, task_of
 from torch.utils.data import Dataset
 
-from pipeline.data.loading import Sample, evaluation_loader, training_loader
+from pipeline.data.loaders import evaluation_loader, training_loader
+from pipeline.data.samples import Sample
 from pipeline.evaluation.passes import Scoring, evaluate, validation_row
 from pipeline.gain.attention import class_attention
 from pipeline.gain.losses import Criterion

@@ -21,7 +21,7 @@ from small_archives import pytorch_fcn_state, slim_vgg16, voc2012_ids, write_voc
 from pipeline.data import voc
 from pipeline.data.manifest import read_manifest
 from pipeline.datasets.archives import unpack
-from pipeline.datasets.sources import VOC_CLASSES
+from pipeline.datasets.voc2012 import VOC_CLASSES
 from pipeline.model.weights import load_weights
 
 pytestmark = pytest.mark.system

@@ -14,7 +14,8 @@ from pipeline.data import voc
 from pipeline.data.manifest import read_manifest
 from pipeline.datasets.embedded import CLASS_NAMES
 from pipeline.datasets.fetch import CACHE, cached_path, check_file
-from pipeline.datasets.sources import SBD_ARCHIVE, VOC2012_ARCHIVE, VOC_CLASSES
+from pipeline.datasets.sbd import SBD_ARCHIVE
+from pipeline.datasets.voc2012 import VOC2012_ARCHIVE, VOC_CLASSES
 from pipeline.flows.services import default_remote
 from pipeline.tracking.server import problem_at, problem_with, tracking_uri
 from pipeline.training.devices import Device, choose_device

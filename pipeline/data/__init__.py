@@ -1,1 +1,1 @@
-"""Images and masks: drawn or fetched (synthetic, voc), checked and listed (manifest), fed to the network (loading)."""
+"""From a folder in VOC layout to batches: its files checked and listed in a manifest, then loaded as samples."""

@@ -1,6 +1,6 @@
 """What the external supervision loss, Eq. 7 of GAIN, compares attention with: masks, boxes, or masks of other images.
 
-Few images are labelled. All others are void as a whole: nobody supervises their attention.
+Few images are labelled. The others are void as a whole: their attention is not supervised.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,13 +14,14 @@ from torch import Tensor
 
 from pipeline.base.errors import PipelineError
 from pipeline.data import voc
-from pipeline.data.manifest import ManifestRow, decode_mask
+from pipeline.data.images import decode_mask
+from pipeline.data.manifest import ManifestRow
 
 Source = Literal["masks", "boxes", "shuffled_masks"]
 
 
 class Guidance:
-    """Class values 1..C where attention should be, 0 where it should not, 255 where nobody says.
+    """Class values 1..C where attention should be, 0 where it should not, 255 where that is unknown.
 
     Args:
         root: VOC-layout folder that `build_manifest` has checked.
@@ -52,7 +53,7 @@ class Guidance:
         self.image_ids = [row.image_id for row in rows]
         self.labelled = {index for index, row in enumerate(rows) if 0 <= row.pixel_label_rank < num_labelled}
         if source == "boxes":
-            for index in self.labelled:  # now, not when a worker comes to the one that is missing
+            for index in self.labelled:  # a missing file is found before the training, not in the middle of it
                 voc.read_boxes(root, self.image_ids[index])
         self._partners = _partners({index: rows[index].classes for index in self.labelled}, class_names, seed)
 

@@ -1,9 +1,9 @@
 """The manifest: one row per image, every image and mask decoded and checked before anything is trained on it.
 
-Columns: image_id, split, height, width (pixels), classes (space-separated names present), contexts (likewise, where
-known), pixel_label_rank (the k training images that may guide attention are those of rank 0 to k - 1; -1 never may),
-digest (SHA-256 of the bytes of image, mask and, where there is one, annotation) and one `pixels_NAME` per class with
-background and void.
+Columns: image_id, split, height, width (pixels), classes (space-separated names present), contexts (also
+space-separated, where known), pixel_label_rank (the k training images that may guide attention are those of rank 0 to
+k - 1; -1 never may), digest (SHA-256 of the bytes of image, mask and, where there is one, annotation) and one
+`pixels_NAME` per class with background and void.
 """
 
 import csv
@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from pipeline.base.errors import PipelineError
 from pipeline.data import voc
+from pipeline.data.images import decode_image, decode_mask
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,6 +76,13 @@ def build_manifest(
     _rank(records, class_names, seed)
     frame = pd.DataFrame.from_records(records)
     return frame[[*COLUMNS, *(name for name in frame if name not in COLUMNS)]]
+
+
+def class_counts(manifest: "pd.DataFrame") -> list[dict[str, object]]:
+    """Images per split and class of a manifest from `build_manifest`; images without a class count as `none`."""
+    counted = manifest.assign(classes=manifest["classes"].str.split()).explode("classes").fillna({"classes": "none"})
+    table = counted.groupby(["split", "classes"], sort=True).size().reset_index(name="images")
+    return [{str(column): value for column, value in row.items()} for row in table.to_dict("records")]
 
 
 def pixel_label_ranking(image_classes: list[list[str]], class_names: tuple[str, ...], *, seed: int) -> list[int]:
@@ -201,33 +208,3 @@ def _check_boxes(path: Path, boxes: Iterable[voc.Box], class_names: tuple[str, .
                 f"{path}: the box of {box.class_name!r}, {corners}, leaves the image of {width}x{height} pixels; "
                 "correct it (corners count from 1)"
             )
-
-
-def decode_image(path: Path) -> np.ndarray:
-    """RGB image, (H, W, 3) uint8.
-
-    Raises:
-        PipelineError: the file is missing, truncated or no image.
-    """
-    return _decode(path, "RGB", "image")
-
-
-def decode_mask(path: Path) -> np.ndarray:
-    """Class mask, (H, W) uint8 with 255 = void.
-
-    Raises:
-        PipelineError: the file is missing, truncated, no image, or neither palette nor 8-bit grey.
-    """
-    return _decode(path, None, "mask")
-
-
-def _decode(path: Path, mode: str | None, role: str) -> np.ndarray:
-    try:
-        with Image.open(path) as file:
-            if mode is None and file.mode not in ("P", "L"):
-                raise PipelineError(f"{path}: mask has mode {file.mode}; expected a palette or 8-bit grey PNG")
-            return np.array(file if mode is None else file.convert(mode), dtype=np.uint8)
-    except FileNotFoundError:
-        raise PipelineError(f"{path}: {role} missing; a split lists it; restore the file or remove the id") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise PipelineError(f"{path}: {role} cannot be decoded ({error}); restore the file or remove its id") from error

@@ -10,7 +10,7 @@ root/contexts.csv                           optional: the contexts seen in an im
 
 import csv
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -65,6 +65,20 @@ def split_path(root: Path, split: str) -> Path:
     return root / "ImageSets" / "Segmentation" / f"{split}.txt"
 
 
+def make_folders(root: Path) -> None:
+    """Create the folders of the layout in `root` that are not there yet."""
+    files = (image_path(root, "ID"), mask_path(root, "ID"), annotation_path(root, "ID"), split_path(root, "SPLIT"))
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+
+
+def write_lists(root: Path, class_names: Iterable[str], splits: Mapping[str, Iterable[str]]) -> None:
+    """Write classes.txt and the list of image ids of each split; `read_class_names` and `read_split` read them."""
+    lists = {root / "classes.txt": class_names} | {split_path(root, split): ids for split, ids in splits.items()}
+    for path, lines in lists.items():
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
 def read_class_names(root: Path) -> tuple[str, ...]:
     """Foreground class names; mask value = position + 1.
 
@@ -93,7 +107,7 @@ def read_split(root: Path, split: str) -> tuple[str, ...]:
     """
     path = split_path(root, split)
     ids = _lines(path, f"the image ids of the split {split!r}, one a line")
-    # An id becomes part of file names: one with a separator would name files of somebody else.
+    # An id becomes part of file names: one with a separator would name files outside the data set.
     bad = next((image_id for image_id in ids if re.search(r"[/\\\0]", image_id) or image_id in (".", "..")), None)
     if bad is not None:
         raise PipelineError(f"{path}: {bad!r} is no image id; an id is a file name without its folder and its ending")

@@ -1,1 +1,1 @@
-"""From somewhere to a folder in VOC layout."""
+"""Sources of data, each brought into a folder in VOC layout: drawn, downloaded, or copied."""

@@ -9,10 +9,8 @@ Every image depends on nothing but the seed, its split and its index; a split ca
 """
 
 import zlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.base.errors import PipelineError
+from pipeline.base.sections import EmbeddedData
 from pipeline.data import voc
+from pipeline.data.images import save_jpeg, save_mask
 from pipeline.datasets.drawing import grounds, objects, painting
 from pipeline.datasets.drawing.painting import Parts
 from pipeline.datasets.parallel import parallel_map
@@ -42,8 +42,6 @@ OVERHANG = 0.1  # share of its extent by which an object may leave the image, or
 Mask = NDArray[np.uint8]
 _Region = tuple[float, float, float, float]  # left, top, right, bottom in fractions of the image side
 
-_PALETTE = voc.voc_palette()
-
 
 class Scene(NamedTuple):
     """What to draw. Both hold class indices; two different grounds meet in one picture, no ground means neutral."""
@@ -52,85 +50,57 @@ class Scene(NamedTuple):
     grounds: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class _Recipe:
-    """What every image has in common; the fields are explained at `draw_dataset`."""
-
-    seed: int
-    image_size: int
-    context_strength: float
-    empty_fraction: float
-    multi_object_fraction: float
-    object_scale: tuple[float, float]
-    max_rotation: float
-    occlusion_fraction: float
-    void_border: int
-    jpeg_quality: int
+def split_sizes(recipe: EmbeddedData) -> dict[str, int]:
+    """Images in each split."""
+    counterfactual = dict.fromkeys(voc.COUNTERFACTUAL_SPLITS, recipe.num_counterfactual)
+    return {"train": recipe.num_train, "val": recipe.num_val, "test": recipe.num_test, **counterfactual}
 
 
 def draw_dataset(
     root: Path,
+    recipe: EmbeddedData,
     *,
     seed: int,
-    image_size: int,
-    num_train: int,
-    num_val: int,
-    num_test: int,
-    num_counterfactual: int,
-    context_strength: float,
-    empty_fraction: float,
-    multi_object_fraction: float,
-    object_scale: tuple[float, float],
-    max_rotation: float,
-    occlusion_fraction: float,
-    void_border: int,
-    jpeg_quality: int,
     num_workers: int = 1,
-    on_image: Callable[[], None] | None = None,
+    on_image: Callable[[], None] = lambda: None,
 ) -> None:
     """Draw all five splits into `root`, which must be empty or absent.
 
     Writes JPEGImages/<id>.jpg, SegmentationClass/<id>.png (0 background, 1..6 classes, 255 void), Annotations/<id>.xml
-    (a box around what shows of each object, void ring or not), one id a line in ImageSets/Segmentation/<split>.txt,
-    classes.txt, and contexts.csv with the classes whose ground an image shows.
+    (a box around the visible part of each object, not counting the void ring), one id a line in
+    ImageSets/Segmentation/<split>.txt, classes.txt, and contexts.csv with the classes whose ground an image shows.
 
     Args:
-        image_size, void_border: side of the square images and width of the void ring along every outline, in pixels.
-        num_counterfactual: images in each of the two counterfactual splits.
-        context_strength: probability in 0..1 that an object stands on its own class's ground.
-        empty_fraction: share in 0..1 of train, val and test without object, on the neutral ground.
-        multi_object_fraction: share in 0..1 of the other images that show two objects.
-        object_scale: smallest and largest longest side of an object, as fractions of the image side.
-        max_rotation: objects are turned by up to this many degrees either way.
-        occlusion_fraction: share in 0..1 of objects of which 10 to 35 % is hidden.
+        recipe: sizes of the splits, and what the images have in common. An occluded object loses 10 to 35 % of its
+            area; `empty_fraction` and `multi_object_fraction` concern train, val and test.
         num_workers: processes that draw, see `parallel_map`. No file depends on it.
         on_image: called in this process as images finish.
 
     Raises:
-        PipelineError: `root` is a file or holds something; a process that draws was killed.
+        PipelineError: `root` is a file or not empty; a process that draws was killed.
         OSError: an image cannot be written.
     """
-    _make_folders(root)
-    recipe = _Recipe(seed, image_size, context_strength, empty_fraction, multi_object_fraction,
-                     object_scale, max_rotation, occlusion_fraction, void_border, jpeg_quality)  # fmt: skip
-    sizes = dict(zip(voc.SPLITS, (num_train, num_val, num_test, num_counterfactual, num_counterfactual), strict=True))
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise PipelineError(f"{root}: not an empty folder, nothing drawn; remove it, or draw into another one")
+    voc.make_folders(root)
+    sizes = split_sizes(recipe)
     examples = [(split, index) for split, size in sizes.items() for index in range(size)]
     scenes: dict[str, Scene] = {}
     with parallel_map(num_workers) as map_images:
-        for image_id, scene in map_images(partial(_write_example, root, recipe), examples):
+        for image_id, scene in map_images(partial(_write_example, root, recipe, seed), examples):
             scenes[image_id] = scene
-            if on_image:
-                on_image()
-    _write_lists(root, sizes, scenes)
+            on_image()
+    ids = {split: [_image_id(split, index) for index in range(size)] for split, size in sizes.items()}
+    voc.write_lists(root, CLASS_NAMES, ids)
+    rows = [f"{name},{' '.join(CLASS_NAMES[k] for k in scene.grounds)}\n" for name, scene in scenes.items()]
+    (root / "contexts.csv").write_text("".join(["image,contexts\n", *rows]), encoding="utf-8")
 
 
-def _write_example(root: Path, recipe: _Recipe, example: tuple[str, int]) -> tuple[str, Scene]:
+def _write_example(root: Path, recipe: EmbeddedData, seed: int, example: tuple[str, int]) -> tuple[str, Scene]:
     """Draw one image, given by its split and its index there, and save it, its mask and its boxes."""
-    image_id, (scene, image, mask, boxes) = _image_id(*example), _draw_image(recipe, *example)
-    _save(image, voc.image_path(root, image_id), encoding="JPEG", quality=recipe.jpeg_quality)
-    paletted = Image.fromarray(mask).convert("P")
-    paletted.putpalette(_PALETTE)
-    _save(paletted, voc.mask_path(root, image_id), encoding="PNG")
+    image_id, (scene, image, mask, boxes) = _image_id(*example), _draw_image(recipe, seed, *example)
+    save_jpeg(image, voc.image_path(root, image_id), quality=recipe.jpeg_quality)
+    save_mask(mask, voc.mask_path(root, image_id))
     voc.write_boxes(root, image_id, boxes, height=image.height, width=image.width)
     return image_id, scene
 
@@ -139,9 +109,11 @@ def _image_id(split: str, index: int) -> str:
     return f"{split}_{index:05d}"
 
 
-def _draw_image(recipe: _Recipe, split: str, index: int) -> tuple[Scene, Image.Image, Mask, list[voc.Box]]:
-    rng = np.random.default_rng([recipe.seed, zlib.crc32(split.encode()), index])
-    turn = _classes_in_turn(recipe.seed, split, index)
+def _draw_image(
+    recipe: EmbeddedData, seed: int, split: str, index: int
+) -> tuple[Scene, Image.Image, Mask, list[voc.Box]]:
+    rng = np.random.default_rng([seed, zlib.crc32(split.encode()), index])
+    turn = _classes_in_turn(seed, split, index)
     if split == OBJECT_WITHOUT_CONTEXT:
         scene = Scene(turn[:1], (_other_class(rng, turn[0]),))
     elif split == CONTEXT_WITHOUT_OBJECT:
@@ -165,7 +137,7 @@ def _other_class(rng: Generator, class_index: int) -> int:
     return int(class_index + rng.integers(1, len(CLASS_NAMES))) % len(CLASS_NAMES)
 
 
-def _sample_scene(rng: Generator, turn: tuple[int, ...], recipe: _Recipe) -> Scene:
+def _sample_scene(rng: Generator, turn: tuple[int, ...], recipe: EmbeddedData) -> Scene:
     """Nothing, one object, two of one class on one ground, or two of different classes each on its own ground."""
 
     def ground(class_index: int) -> int:
@@ -183,7 +155,7 @@ def _sample_scene(rng: Generator, turn: tuple[int, ...], recipe: _Recipe) -> Sce
 # ---- drawing it ------------------------------------------------------------------------------------------------------
 
 
-def _draw_scene(rng: Generator, scene: Scene, recipe: _Recipe) -> tuple[Image.Image, Mask, list[voc.Box]]:
+def _draw_scene(rng: Generator, scene: Scene, recipe: EmbeddedData) -> tuple[Image.Image, Mask, list[voc.Box]]:
     """The picture, RGB (size, size), its mask (size, size): 0 background, 1..6 classes, 255 void, and its boxes."""
     upright, border = bool(rng.random() < 0.5), rng.uniform(0.43, 0.57)
     canvas = _draw_grounds(rng, scene, recipe.image_size, upright, border)
@@ -226,7 +198,7 @@ def _halves(upright: bool, border: float) -> tuple[_Region, _Region]:
     return (0, 0, 1, border), (0, border, 1, 1)
 
 
-def _position(rng: Generator, parts: Parts, region: _Region, recipe: _Recipe) -> Parts:
+def _position(rng: Generator, parts: Parts, region: _Region, recipe: EmbeddedData) -> Parts:
     """The parts at a random size and rotation, at a random place of the region."""
     longest = float(np.exp(rng.uniform(*np.log(recipe.object_scale))))
     angle, mirrored = rng.uniform(-recipe.max_rotation, recipe.max_rotation), bool(rng.random() < 0.5)
@@ -245,7 +217,7 @@ def _visible(instances: Mask, number: int) -> Image.Image:
     return Image.fromarray((np.asarray(coverage) > 127).astype(np.uint8))
 
 
-def _class_mask(visible: list[Image.Image], classes: tuple[int, ...], recipe: _Recipe) -> Mask:
+def _class_mask(visible: list[Image.Image], classes: tuple[int, ...], recipe: EmbeddedData) -> Mask:
     """Class values where the objects show, with void along every outline."""
     mask = np.zeros((recipe.image_size, recipe.image_size), np.uint8)
     ring = np.zeros(mask.shape, bool)
@@ -260,33 +232,3 @@ def _boxes(visible: list[Image.Image], classes: tuple[int, ...]) -> list[voc.Box
     """The tight box of each object of which a pixel shows."""
     extents = ((CLASS_NAMES[k], shape.getbbox()) for shape, k in zip(visible, classes, strict=True))
     return [voc.Box(name, *extent) for name, extent in extents if extent]
-
-
-# ---- files -----------------------------------------------------------------------------------------------------------
-
-
-def _save(image: Image.Image, path: Path, *, encoding: str, **options: int) -> None:
-    """Encode in memory first: when Pillow writes a JPEG itself, a full disk can cut it short without an error."""
-    buffer = BytesIO()
-    image.save(buffer, encoding, **options)
-    path.write_bytes(buffer.getvalue())
-
-
-def _make_folders(root: Path) -> None:
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise PipelineError(f"{root}: not an empty folder, nothing drawn; remove it, or draw into another one")
-    files = (voc.image_path(root, "ID"), voc.mask_path(root, "ID"), voc.annotation_path(root, "ID"))
-    for file in (*files, voc.split_path(root, "SPLIT")):
-        file.parent.mkdir(parents=True)
-
-
-def _write_lists(root: Path, sizes: dict[str, int], scenes: dict[str, Scene]) -> None:
-    _write_lines(root / "classes.txt", CLASS_NAMES)
-    for split, size in sizes.items():
-        _write_lines(voc.split_path(root, split), [_image_id(split, index) for index in range(size)])
-    rows = [f"{name},{' '.join(CLASS_NAMES[k] for k in scene.grounds)}" for name, scene in scenes.items()]
-    _write_lines(root / "contexts.csv", ["image,contexts", *rows])
-
-
-def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

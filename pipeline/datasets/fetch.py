@@ -1,28 +1,57 @@
-"""Files from elsewhere: several mirrors, checked bytes, in place only when whole. pooch does the transfer."""
+"""Files from mirrors: several are tried, the bytes are checked, and a file is in place only when it is whole."""
 
 import hashlib
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from pipeline.base.errors import PipelineError, without_credentials
+from pipeline.base.errors import PipelineError, warn, without_credentials
+from pipeline.base.files import atomic_file
+from pipeline.base.sections import RemoteFile
 
-CACHE = Path(".downloads")  # what was fetched, so that it need not be again when a stage runs anew
+CACHE = Path(".downloads")  # downloads are kept here for the next time that a stage runs
 TRIES = 2  # per mirror
-CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0  # of silence before a mirror counts as dead
-SLOWEST = 20_000.0  # bytes per second on average; a mirror that drips is left for the next
+CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0  # without an answer before a mirror counts as dead
+SLOWEST = 20_000.0  # bytes per second on average; a slower mirror is given up for the next one
 PATIENCE_SECONDS = 60.0  # before the average counts
-CHUNK = 4096  # bytes; a mirror is judged once a chunk
-MARGIN = 1.05  # free disk space asked for, times what is needed
+CHUNK = 4096  # bytes; the speed is checked after each
+MARGIN = 1.05  # required free disk space, as a multiple of the size
 
 
-class _TooSlowError(Exception):
-    """A mirror sends, but will not be done in any reasonable time."""
+class _MirrorError(Exception):
+    """Why a mirror did not deliver; `final` where another try would not help."""
+
+    def __init__(self, reason: str, *, final: bool = False) -> None:
+        super().__init__(reason)
+        self.final = final
+
+
+def obtain(file: RemoteFile, name: str, size: int | None = None) -> Path:
+    """A file that params.yaml describes: at the path that it names, else from a mirror and kept in CACHE as `name`.
+
+    Args:
+        size: in bytes, where it is known; the disk must have room for a download.
+
+    Raises:
+        PipelineError: it is missing, its checksum differs, or no mirror delivers it.
+    """
+    if file.path is None:
+        assert file.checksum is not None  # RemoteFile requires it
+        path = cached_path(CACHE, name, file.checksum)
+        return fetch(file.mirrors, path, checksum=file.checksum, size=size)
+    path = Path(file.path).expanduser()
+    if not path.is_file():
+        raise PipelineError(f"{path}: missing; correct the path in params.yaml, or set it to null to fetch the file")
+    if file.checksum is not None:
+        remedy = "correct the path in params.yaml, or set the checksum to null to skip this check"
+        check_file(path, file.checksum, remedy)
+    return path
 
 
 def fetch(mirrors: Sequence[str], path: Path, *, checksum: str, size: int | None = None) -> Path:
@@ -38,7 +67,7 @@ def fetch(mirrors: Sequence[str], path: Path, *, checksum: str, size: int | None
     Raises:
         PipelineError: a damaged file stands at `path`, the disk has no room, or no mirror delivered; the message has
             one reason per mirror.
-        OSError: the file cannot be written, as on a disk that fills up meanwhile.
+        OSError: the file cannot be written, for example on a full disk.
     """
     if path.exists():
         check_file(path, checksum, "delete it to fetch it again")
@@ -49,21 +78,12 @@ def fetch(mirrors: Sequence[str], path: Path, *, checksum: str, size: int | None
         )
     if size is not None:
         check_free_space(path.parent, size, f"fetching {path.name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     reasons = []
     for url in mirrors:
-        for tries_left in range(TRIES - 1, -1, -1):
-            try:
-                _fetch(url, path, checksum)
-            except _failures() as error:
-                reason = without_credentials(f"{url}: {_reason(error)}")
-                if not tries_left or not _worth_another_try(error):
-                    break
-                print(f"warning: {reason}; trying again", file=sys.stderr, flush=True)
-            else:
-                return path
+        reason = _try_mirror(url, path, checksum)
+        if reason is None:
+            return path
         reasons.append(reason)
-        print(f"warning: {reason}", file=sys.stderr, flush=True)
     raise PipelineError(
         f"{path.name}: no mirror delivered it ({'; '.join(reasons)}); try again later, name another mirror in "
         f"params.yaml, or download it by hand to {path}"
@@ -71,7 +91,7 @@ def fetch(mirrors: Sequence[str], path: Path, *, checksum: str, size: int | None
 
 
 def cached_path(cache: Path, name: str, checksum: str) -> Path:
-    """Where a fetched file is kept: under its checksum, since another version of it may come."""
+    """Where a download is kept: in a folder of its checksum, so that versions of a file do not collide."""
     return cache / checksum.rpartition(":")[2][:8] / name
 
 
@@ -94,10 +114,10 @@ def check_file(path: Path, checksum: str, remedy: str) -> None:
 
 
 def check_free_space(folder: Path, size: int, purpose: str) -> None:
-    """Refuse what the disk under `folder` has no room for; `size` in bytes.
+    """Check that the disk under `folder` has room for `size` bytes and a margin.
 
     Raises:
-        PipelineError: naming what is needed and what is free.
+        PipelineError: naming how much is needed and how much is free.
     """
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     free, needed = shutil.disk_usage(existing).free, int(size * MARGIN)
@@ -107,95 +127,88 @@ def check_free_space(folder: Path, size: int, purpose: str) -> None:
         )
 
 
-def _fetch(url: str, path: Path, checksum: str) -> None:
-    import pooch  # with requests: a second that nobody needs who has the file
+def copy_into(folder: Path, source: Path) -> None:
+    """Copy a file under its own name.
 
-    pooch.get_logger().setLevel("WARNING")  # the warnings here say which mirror, and why
-    partial = path.with_name(f"{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a download that was killed
-    try:
-        with _Bar(path.name) as bar:
-            downloader = pooch.HTTPDownloader(
-                progressbar=bar,
-                chunk_size=CHUNK,
-                timeout=(CONNECT_SECONDS, READ_SECONDS),
-                # A server that compresses on the fly would hide how much it has sent.
-                headers={"Accept-Encoding": "identity"},
-            )
-            pooch.core.stream_download(url, partial / path.name, checksum, downloader)
-        (partial / path.name).replace(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-class _Bar:
-    """pooch's progress bar, in rich's looks, and the judge of a mirror that drips.
-
-    `total`, `update`, `reset` and `close` are what pooch asks for.
+    Raises:
+        PipelineError: the disk has no room for it.
     """
-
-    def __init__(self, name: str) -> None:
-        self.total = 0
-        self._name = name
-        self._progress: Progress | None = None
-        self._started, self._received = time.monotonic(), 0
-
-    def __enter__(self) -> "_Bar":
-        if sys.stdout.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-            self._progress = Progress(*columns, TimeRemainingColumn(), console=Console())
-            self._task = self._progress.add_task(f"fetching {self._name}", total=None)
-            self._progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-
-    def update(self, size: int) -> None:
-        """Count `size` bytes more."""
-        self._received += size
-        if self._progress is not None:
-            self._progress.update(self._task, advance=size, total=self.total or None)
-        elapsed = time.monotonic() - self._started
-        if elapsed > PATIENCE_SECONDS and self._received < SLOWEST * elapsed:
-            raise _TooSlowError(f"sends {self._received / elapsed:.0f} bytes a second")
-
-    def reset(self) -> None:
-        """Start over: pooch counts what it has received anew at the end."""
-        self._started, self._received = time.monotonic(), 0
-        if self._progress is not None:
-            self._progress.reset(self._task)
-
-    def close(self) -> None:
-        """Nothing: the bar ends with its context."""
+    check_free_space(folder, source.stat().st_size, f"copying {source.name}")
+    shutil.copyfile(source, folder / source.name)
 
 
-def _failures() -> tuple[type[Exception], ...]:
-    from requests.exceptions import RequestException
+def _try_mirror(url: str, path: Path, checksum: str) -> str | None:
+    """Download `path`; the reason, without credentials, if that failed as often as it may."""
+    reason = ""
+    for tries_left in reversed(range(TRIES)):
+        try:
+            _download(url, path, checksum)
+        except _MirrorError as error:
+            reason = without_credentials(f"{url}: {error}")
+            if error.final or not tries_left:
+                break
+            warn(f"{reason}; trying again")
+        else:
+            return None
+    warn(reason)
+    return reason
 
-    return (RequestException, ValueError, _TooSlowError)  # pooch reports a wrong checksum as a ValueError
+
+def _download(url: str, path: Path, checksum: str) -> None:
+    import requests  # half a second that is not needed where the file is there
+
+    timeout = (CONNECT_SECONDS, READ_SECONDS)
+    headers = {"Accept-Encoding": "identity"}  # compressed on the fly, Content-Length would not be the file's size
+    try:
+        with atomic_file(path) as partial, requests.get(url, stream=True, timeout=timeout, headers=headers) as answer:
+            answer.raise_for_status()
+            total = int(answer.headers.get("Content-Length", 0)) or None
+            with partial.open("wb") as file, _progress(path.name, total) as advance:
+                found = _receive(answer.iter_content(CHUNK), file.write, advance, checksum.split(":")[0])
+            if found != checksum:
+                raise _MirrorError("other bytes than expected: wrong checksum")
+    except (requests.RequestException, ValueError) as error:  # a ValueError is of an address that cannot be read
+        raise _failure(error) from error
 
 
-def _worth_another_try(error: Exception) -> bool:
-    from requests.exceptions import HTTPError
+def _receive(
+    chunks: Iterator[bytes], write: Callable[[bytes], object], advance: Callable[[int], None], algorithm: str
+) -> str:
+    """Write all `chunks`; their checksum, ALGORITHM:HEX. A mirror that is too slow is a _MirrorError."""
+    digest, received, started = hashlib.new(algorithm), 0, time.monotonic()
+    for chunk in chunks:
+        write(chunk)
+        digest.update(chunk)
+        advance(len(chunk))
+        received += len(chunk)
+        elapsed = time.monotonic() - started
+        if elapsed > PATIENCE_SECONDS and received < SLOWEST * elapsed:
+            raise _MirrorError(f"too slow, {received / elapsed:.0f} bytes a second", final=True)
+    return f"{algorithm}:{digest.hexdigest()}"
 
-    if isinstance(error, HTTPError) and error.response is not None:
-        return bool(error.response.status_code >= 500)
-    return not isinstance(error, _TooSlowError)
+
+@contextmanager
+def _progress(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Yields a function that adds received bytes to a progress bar, where standard output is a terminal."""
+    if not sys.stdout.isatty():
+        yield lambda _: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console()) as progress:
+        task = progress.add_task(f"fetching {name}", total=total)
+        yield lambda size: progress.advance(task, size)
 
 
-def _reason(error: Exception) -> str:
-    import requests
+def _failure(error: Exception) -> _MirrorError:
+    from requests import exceptions
 
-    if isinstance(error, requests.exceptions.HTTPError) and error.response is not None:
-        return f"HTTP {error.response.status_code} {error.response.reason}".strip()
-    if isinstance(error, requests.exceptions.Timeout):
-        return "no answer in time"
-    if isinstance(error, requests.exceptions.ChunkedEncodingError):
-        return "the connection broke before the end of the file"
-    if isinstance(error, requests.exceptions.ConnectionError):
-        return "no answer in time" if "timed out" in str(error) else "no connection"
-    if isinstance(error, ValueError) and "hash" in str(error):
-        return "other bytes than expected: wrong checksum"
-    return " ".join(str(error).split())[:200]
+    if isinstance(error, exceptions.HTTPError) and error.response is not None:
+        status = error.response.status_code
+        return _MirrorError(f"HTTP {status} {error.response.reason}".strip(), final=status < 500)
+    if isinstance(error, exceptions.ChunkedEncodingError):
+        return _MirrorError("the connection broke before the end of the file")
+    if isinstance(error, exceptions.Timeout) or "timed out" in str(error):
+        return _MirrorError("no answer in time")
+    if isinstance(error, exceptions.ConnectionError):
+        return _MirrorError("no connection")
+    return _MirrorError(" ".join(str(error).split())[:200])

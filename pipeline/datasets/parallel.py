@@ -1,4 +1,4 @@
-"""Files made by several processes; one of them that is killed is a failure in one line."""
+"""A map over several processes; when one of them is killed, the error is one line."""
 
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -13,10 +13,10 @@ from pipeline.base.errors import PipelineError
 
 @contextmanager
 def parallel_map(num_workers: int, *, chunksize: int = 1) -> Iterator[Any]:
-    """A `map` over so many processes, results in order; after an error no item is begun that has not been.
+    """A `map` over `num_workers` processes, with results in order; after an error no further item is started.
 
     Args:
-        num_workers: 0 and 1 work in this process. Above 1, a calling script needs its `if __name__ == "__main__"`.
+        num_workers: 0 and 1 use this process alone. Above 1, the calling script needs an `if __name__ == "__main__"`.
         chunksize: items that a process takes at a time.
 
     Raises:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pipeline.base.ranks import gathered
-from pipeline.data.loading import Sample
+from pipeline.data.samples import Sample
 from pipeline.data.voc import COUNTERFACTUAL_SPLITS, IGNORE_INDEX
 from pipeline.evaluation.metrics import (
     attention_metrics,

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.data.loading import Sample, SegmentationDataset
+from pipeline.data.samples import Sample, SegmentationDataset
 from pipeline.gain.attention import attention_to_image, class_attention, normalise_attention
 from pipeline.model.fcn8s import FCN8s
 

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from lightning_fabric import Fabric
 
 from pipeline.base.sections import Attention, Evaluate
-from pipeline.data.loading import SegmentationDataset, evaluation_loader
+from pipeline.data.loaders import evaluation_loader
+from pipeline.data.samples import SegmentationDataset
 from pipeline.evaluation.passes import Scoring, evaluate, validation_row
 from pipeline.model.fcn8s import FCN8s
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.base.ranks import rank_mean
 from pipeline.base.sections import Attention
-from pipeline.data.loading import Sample
+from pipeline.data.samples import Sample
 from pipeline.data.voc import IGNORE_INDEX
 from pipeline.gain.attention import attention_to_image
 from pipeline.gain.network import GuidedOutput, Pairs

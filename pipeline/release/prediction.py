@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
 from pipeline.base.errors import PipelineError
-from pipeline.data.loading import normalise
+from pipeline.data.samples import normalise
 from pipeline.gain.attention import attention_to_image, class_attention, normalise_attention
 from pipeline.model.fcn8s import FCN8s
 

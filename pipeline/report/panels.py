@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.data.loading import Sample, denormalise
+from pipeline.data.samples import Sample, denormalise
 from pipeline.evaluation.snapshots import as_batch, first_class, sample_attention
 from pipeline.model.fcn8s import FCN8s
 from pipeline.report.overlays import Picture, attention_overlay, feature_maps, panel, segmentation_overlay

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.data.loading import Sample
+from pipeline.data.samples import Sample
 from pipeline.gain.losses import Criterion
 from pipeline.gain.network import GuidedNetwork, Pairs
 

@@ -13,8 +13,9 @@ from pipeline.base.profile import Params
 from pipeline.base.sections import Attention, Training
 from pipeline.base.workspace import PRETRAINED, Workspace
 from pipeline.data.guidance import Guidance, num_labelled_images
-from pipeline.data.loading import SegmentationDataset, training_loader
+from pipeline.data.loaders import training_loader
 from pipeline.data.manifest import ManifestRow, read_manifest
+from pipeline.data.samples import SegmentationDataset
 from pipeline.data.voc import read_class_names
 from pipeline.gain.losses import LOSS_NAMES, Criterion
 from pipeline.gain.network import GuidedNetwork
@@ -158,9 +159,7 @@ def _data_sets(
         space.data,
         train_rows,
         num_foreground_classes=len(class_names),
-        horizontal_flip=options.horizontal_flip,
-        crop_size=options.crop_size,
-        scale=options.scale,
+        augmentation=options,
         seed=params.seed,
         cache_images=cache,
         guidance=_guidance(params, space, choices.attention, train_rows, class_names) if guided else None,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.loading import start_epoch
+from pipeline.data.loaders import start_epoch
 from pipeline.model.fcn8s import FCN8s
 from pipeline.training.checkpoints import CheckpointFile
 from pipeline.training.optimization import (

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from itertools import chain, repeat
 
-from pipeline.data.loading import start_epoch
+from pipeline.data.loaders import start_epoch
 from pipeline.training.optimization import build_optimizer, freeze, training_mode
 from pipeline.training.step import add_gradients, in_steps
 from pipeline.training.task import Task

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.base.errors import PipelineError
 from pipeline.base.ranks import rank_mean
-from pipeline.data.loading import Sample, finished
+from pipeline.data.samples import Sample, finished
 from pipeline.gain.losses import Criterion
 from pipeline.gain.network import GuidedOutput, Pairs, class_pairs
 from pipeline.training.state import Row

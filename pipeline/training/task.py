@@ -6,7 +6,7 @@ from lightning_fabric import Fabric
 from torch.utils.data import DataLoader
 
 from pipeline.base.sections import Attention, Training
-from pipeline.data.loading import Sample
+from pipeline.data.samples import Sample
 from pipeline.gain.losses import Criterion
 from pipeline.gain.network import GuidedNetwork
 from pipeline.model.fcn8s import FCN8s

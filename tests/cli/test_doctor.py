@@ -170,8 +170,7 @@ def test_estimate_grows_with_batch_and_network():
 def test_incomplete_data_names_the_first_file_and_how_many(diagnose, tmp_path):
     from pipeline.datasets.embedded import draw_dataset
 
-    options = load_params(PARAMS, profile="smoke").profile.download.model_dump(exclude={"source"})
-    draw_dataset(tmp_path / "data" / "voc", seed=0, **options)
+    draw_dataset(tmp_path / "data" / "voc", load_params(PARAMS, profile="smoke").download, seed=0)
     assert diagnose("data").verdict == "ok"
     images = sorted((tmp_path / "data/voc/JPEGImages").iterdir())
     for path in images[:3]:

@@ -7,7 +7,8 @@ from PIL import Image
 
 from pipeline.data import voc
 from pipeline.data.guidance import Guidance, num_labelled_images
-from pipeline.data.manifest import ManifestRow, decode_mask
+from pipeline.data.images import decode_mask
+from pipeline.data.manifest import ManifestRow
 
 NAMES = ("cat", "dog")
 VOID = torch.full((6, 8), 255, dtype=torch.uint8)

@@ -6,14 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.base.errors import PipelineError
 from pipeline.data import voc
+from pipeline.data.images import decode_image, decode_mask
 from pipeline.data.manifest import (
     ManifestRow,
     build_manifest,
+    class_counts,
     data_digest,
-    decode_image,
-    decode_mask,
     pixel_label_ranking,
     read_manifest,
 )
@@ -75,9 +74,19 @@ def test_only_training_images_with_a_class_are_ranked(voc_root):
         assert ranks[3:] == [-1, -1, -1]
 
 
-def test_training_images_are_ranked_whatever_stands_before_them(voc_root):
+def test_training_images_are_ranked_after_other_splits_too(voc_root):
     manifest = build_manifest(voc_root, splits=("test", "train"), seed=0)
     assert list(manifest["pixel_label_rank"]) == [-1, *build(voc_root)["pixel_label_rank"][:4]]
+
+
+def test_images_are_counted_by_split_and_class(voc_root):
+    assert class_counts(build(voc_root)) == [
+        {"split": "test", "classes": "cat", "images": 1},
+        {"split": "train", "classes": "cat", "images": 2},
+        {"split": "train", "classes": "dog", "images": 2},
+        {"split": "train", "classes": "none", "images": 1},
+        {"split": "val", "classes": "dog", "images": 1},
+    ]
 
 
 def test_splits_are_read_in_the_order_asked_for(voc_root):
@@ -239,57 +248,10 @@ def test_truncated_file_is_named(voc_root, refused, role, kept):
     assert refused(build, voc_root).startswith(f"{path}: {role} cannot be decoded (")
 
 
-@given(data=st.data())
-def test_damaged_file_is_either_decoded_or_refused_by_name(tmp_path_factory, data):
-    """No flipped byte makes a traceback."""
-    folder = tmp_path_factory.mktemp("damaged")
-    path, decode = data.draw(st.sampled_from([(folder / "a.jpg", decode_image), (folder / "a.png", decode_mask)]))
-    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8)).save(path)
-    content = bytearray(path.read_bytes())
-    position = data.draw(st.integers(0, len(content) - 1))
-    content[position] ^= data.draw(st.integers(1, 255))
-    path.write_bytes(content)
-    try:
-        assert decode(path).dtype == np.uint8
-    except PipelineError as error:
-        assert str(error).startswith(f"{path}: ")
-        assert "\n" not in str(error)
-
-
-@pytest.mark.parametrize(("position", "bits"), [(11, 1), (36, 16)])  # ValueError and SyntaxError in Pillow
-def test_png_with_a_wrong_chunk_length_is_named(tmp_path, refused, position, bits):
-    path = tmp_path / "a.png"
-    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8)).save(path)
-    content = bytearray(path.read_bytes())
-    content[position] ^= bits
-    path.write_bytes(content)
-    assert refused(decode_mask, path).startswith(f"{path}: mask cannot be decoded (")
-
-
 def test_text_in_place_of_an_image_is_named(voc_root, refused):
     path = voc.image_path(voc_root, "t0")
     path.write_text("version https://git-lfs.github.com/spec/v1\n")
     assert refused(build, voc_root).startswith(f"{path}: image cannot be decoded (")
-
-
-# ---- decoding --------------------------------------------------------------------------------------------------------
-
-
-def test_image_decodes_to_rgb(voc_root, tmp_path):
-    image = decode_image(voc.image_path(voc_root, "t0"))
-    assert (image.shape, image.dtype) == ((6, 8, 3), np.uint8)
-    Image.new("RGB", (8, 6), (250, 10, 20)).save(tmp_path / "red.png")
-    assert decode_image(tmp_path / "red.png")[5, 7].tolist() == [250, 10, 20]
-    Image.new("L", (8, 6), 77).save(tmp_path / "grey.png")
-    assert np.array_equal(decode_image(tmp_path / "grey.png"), np.full((6, 8, 3), 77))
-
-
-def test_palette_and_grey_masks_decode_alike(voc_root, tmp_path):
-    mask = decode_mask(voc.mask_path(voc_root, "t0"))
-    assert (mask.shape, mask.dtype) == ((6, 8), np.uint8)
-    assert mask.tolist() == 2 * [[1, 1, 1, 0, 0, 0, 0, 0]] + 3 * [8 * [0]] + [8 * [255]]
-    Image.fromarray(mask).save(tmp_path / "grey.png")
-    assert np.array_equal(decode_mask(tmp_path / "grey.png"), mask)
 
 
 # ---- in which order images get their pixel labels --------------------------------------------------------------------

@@ -58,6 +58,17 @@ def test_names_ids_and_contexts_are_read_in_order(voc_root):
     assert voc.read_contexts(voc_root) == {"t0": "cat", "t1": "cat dog", "t3": ""}
 
 
+def test_written_lists_are_read_back(tmp_path):
+    voc.make_folders(tmp_path)
+    voc.make_folders(tmp_path)  # they may exist
+    voc.write_lists(tmp_path, ("cat", "dog"), {"train": ["a", "b"], "val": ["c"]})
+    assert voc.read_class_names(tmp_path) == ("cat", "dog")
+    assert (voc.read_split(tmp_path, "train"), voc.read_split(tmp_path, "val")) == (("a", "b"), ("c",))
+    assert voc.image_path(tmp_path, "a").parent.is_dir()
+    assert voc.mask_path(tmp_path, "a").parent.is_dir()
+    assert voc.annotation_path(tmp_path, "a").parent.is_dir()
+
+
 def test_blank_lines_and_spaces_around_a_line_do_not_count(voc_root):
     (voc_root / "classes.txt").write_text("\n cat \r\n\n\tdog\n\n")
     voc.split_path(voc_root, "val").write_text(" v0 \n\n")

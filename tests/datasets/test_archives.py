@@ -1,4 +1,4 @@
-"""Archives that mean harm, are damaged, or are what they say."""
+"""Archives that are malicious, damaged, or sound."""
 
 import gzip
 import io
@@ -147,7 +147,7 @@ def test_bomb_that_lies_about_its_size_is_stopped(tmp_path, refused):
 
 
 def test_member_longer_than_its_header_is_cut_off(tmp_path, refused):
-    """Whatever the library lets through."""
+    """Even if zipfile returned more than the stated size."""
     member = pipeline.datasets.archives._Member("a", 10, "file", None)
     with (tmp_path / "out").open("w+b") as target:
         message = refused(pipeline.datasets.archives._copy, tmp_path / "a.zip", member, io.BytesIO(b"x" * 11), target)

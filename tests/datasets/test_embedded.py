@@ -4,7 +4,6 @@ import multiprocessing
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,26 +11,28 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from pipeline.base.errors import PipelineError
+from pipeline.base.sections import EmbeddedData
 from pipeline.data import voc
 from pipeline.datasets.drawing.objects import OBJECTS
-from pipeline.datasets.embedded import CLASS_NAMES, HABITUAL_GROUNDS, draw_dataset
+from pipeline.datasets.embedded import CLASS_NAMES, HABITUAL_GROUNDS, draw_dataset, split_sizes
 
-SETTINGS: dict[str, Any] = {
-    "seed": 0,
-    "image_size": 64,
-    "num_train": 18,
-    "num_val": 4,
-    "num_test": 4,
-    "num_counterfactual": 12,
-    "context_strength": 0.8,
-    "empty_fraction": 0.1,
-    "multi_object_fraction": 0.4,
-    "object_scale": (0.3, 0.5),
-    "max_rotation": 20.0,
-    "occlusion_fraction": 0.3,
-    "void_border": 1,
-    "jpeg_quality": 90,
-}
+RECIPE = EmbeddedData(
+    source="embedded",
+    image_size=64,
+    num_train=18,
+    num_val=4,
+    num_test=4,
+    num_counterfactual=12,
+    context_strength=0.8,
+    empty_fraction=0.1,
+    multi_object_fraction=0.4,
+    object_scale=(0.3, 0.5),
+    max_rotation=20.0,
+    occlusion_fraction=0.3,
+    void_border=1,
+    jpeg_quality=90,
+)
+MANY = RECIPE.model_copy(update={"num_train": 250})
 TRAIN_ONLY = {"num_val": 1, "num_test": 1, "num_counterfactual": 1}
 SIZES = {"train": 18, "val": 4, "test": 4, "object_without_context": 12, "context_without_object": 12}
 
@@ -40,11 +41,11 @@ Draw = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def draw(tmp_path_factory: pytest.TempPathFactory) -> Draw:
-    """Draws into a new folder with some settings changed."""
+    """Draws into a new folder with some values of the recipe changed."""
 
-    def draw_changed(**changes: object) -> Path:
+    def draw_changed(*, seed: int = 0, num_workers: int = 1, **changes: object) -> Path:
         root = tmp_path_factory.mktemp("drawn")
-        draw_dataset(root, **(SETTINGS | changes))
+        draw_dataset(root, RECIPE.model_copy(update=changes), seed=seed, num_workers=num_workers)
         return root
 
     return draw_changed
@@ -95,7 +96,7 @@ def shown(root: Path, split: str) -> list[tuple[set[str], set[str]]]:
 
 def test_layout_is_complete(drawn: Path) -> None:
     ids = {split: voc.read_split(drawn, split) for split in voc.SPLITS}
-    assert {split: len(listed) for split, listed in ids.items()} == SIZES
+    assert {split: len(listed) for split, listed in ids.items()} == SIZES == split_sizes(RECIPE)
     expected = {"classes.txt", "contexts.csv"}
     for split, listed in ids.items():
         expected.add(f"ImageSets/Segmentation/{split}.txt")
@@ -257,14 +258,15 @@ def test_object_of_which_nothing_shows_has_no_box(draw: Draw) -> None:
 @pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.system)])
 def test_progress_is_reported_once_per_image(tmp_path: Path, num_workers: int) -> None:
     reports: list[int] = []
-    draw_dataset(tmp_path, **SETTINGS | TRAIN_ONLY, num_workers=num_workers, on_image=lambda: reports.append(1))
+    recipe = RECIPE.model_copy(update=TRAIN_ONLY)
+    draw_dataset(tmp_path, recipe, seed=0, num_workers=num_workers, on_image=lambda: reports.append(1))
     assert len(reports) == 18 + 1 + 1 + 2 * 1
 
 
 def test_folder_that_holds_something_is_refused_and_left_untouched(tmp_path: Path) -> None:
     (tmp_path / "keep.txt").write_text("mine")
     with pytest.raises(PipelineError) as refusal:
-        draw_dataset(tmp_path, **SETTINGS)
+        draw_dataset(tmp_path, RECIPE, seed=0)
     assert str(tmp_path) in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert contents(tmp_path) == {"keep.txt": b"mine"}
@@ -274,7 +276,7 @@ def test_folder_that_holds_something_is_refused_and_left_untouched(tmp_path: Pat
 def test_file_in_place_of_the_folder_is_refused_and_left_untouched(tmp_path: Path) -> None:
     (tmp_path / "keep.txt").write_text("mine")
     with pytest.raises(PipelineError):
-        draw_dataset(tmp_path / "keep.txt", **SETTINGS)
+        draw_dataset(tmp_path / "keep.txt", RECIPE, seed=0)
     assert (tmp_path / "keep.txt").read_text() == "mine"
 
 
@@ -287,7 +289,7 @@ def test_failed_write_ends_the_drawing(tmp_path: Path, num_workers: int) -> None
             masks.rename(tmp_path / "elsewhere")
 
     with pytest.raises(FileNotFoundError, match=r"SegmentationClass.*\.png"):
-        draw_dataset(tmp_path, **SETTINGS | {"num_train": 250}, num_workers=num_workers, on_image=take_the_masks_away)
+        draw_dataset(tmp_path, MANY, seed=0, num_workers=num_workers, on_image=take_the_masks_away)
     assert len(list((tmp_path / "JPEGImages").iterdir())) < 200
     assert multiprocessing.active_children() == []
 
@@ -299,7 +301,7 @@ def test_killed_process_is_one_line(tmp_path: Path) -> None:
             child.kill()
 
     with pytest.raises(PipelineError, match=r"one of 2 processes was killed.*rerun"):
-        draw_dataset(tmp_path, **SETTINGS | {"num_train": 250}, num_workers=2, on_image=kill)
+        draw_dataset(tmp_path, MANY, seed=0, num_workers=2, on_image=kill)
     assert multiprocessing.active_children() == []
 
 
@@ -316,6 +318,6 @@ def test_image_that_does_not_fit_is_an_error_not_a_shorter_file(
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
     try:
         with pytest.raises(OSError, match="too large"):
-            draw_dataset(tmp_path, **SETTINGS | {"jpeg_quality": 100})
+            draw_dataset(tmp_path, RECIPE.model_copy(update={"jpeg_quality": 100}), seed=0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -1,4 +1,4 @@
-"""Downloads from a server on loopback that misbehaves in every way that servers do."""
+"""Downloads from a local server that fails in the ways that servers fail."""
 
 import hashlib
 import shutil
@@ -14,7 +14,8 @@ import pytest
 
 import pipeline.datasets.fetch
 from pipeline.base.errors import PipelineError
-from pipeline.datasets.fetch import check_file, check_free_space, fetch
+from pipeline.base.sections import RemoteFile
+from pipeline.datasets.fetch import check_file, check_free_space, copy_into, fetch, obtain
 
 CONTENT = bytes(range(256)) * 512  # 128 KiB
 MD5 = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
@@ -78,7 +79,7 @@ class Handler(BaseHTTPRequestHandler):
     def answer_silent(self) -> None:
         self.server.stopping.wait(60)
 
-    def answer_drip(self) -> None:
+    def answer_slow(self) -> None:
         self.send_response(200)
         self.send_header("Content-Length", str(len(CONTENT)))
         self.end_headers()
@@ -168,15 +169,15 @@ def test_silent_mirror_is_given_up(server, tmp_path, monkeypatch, capsys):
     assert "/silent: no answer in time" in capsys.readouterr().err
 
 
-def test_dripping_mirror_is_given_up(server, tmp_path, monkeypatch, capsys):
+def test_slow_mirror_is_given_up(server, tmp_path, monkeypatch, capsys):
     """Every byte comes in time, the file would in twenty minutes."""
     monkeypatch.setattr(pipeline.datasets.fetch, "PATIENCE_SECONDS", 2.0)
     monkeypatch.setattr(pipeline.datasets.fetch, "CHUNK", 8)
     started = time.monotonic()
-    assert fetch([f"{server.url}/drip", f"{server.url}/good"], tmp_path / "file", checksum=MD5).exists()
+    assert fetch([f"{server.url}/slow", f"{server.url}/good"], tmp_path / "file", checksum=MD5).exists()
     assert time.monotonic() - started < 120
     assert "bytes a second" in capsys.readouterr().err
-    assert server.requests == ["/drip", "/good"]
+    assert server.requests == ["/slow", "/good"]
 
 
 @pytest.mark.parametrize("behaviour", ["good", "flaky"])
@@ -190,7 +191,7 @@ def test_mirror_that_does_not_exist_is_named(tmp_path, refused):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/file"
-        assert f"{url}: no connection" in refused(fetch, [url], tmp_path / "file", checksum=MD5)  # nobody listens
+        assert f"{url}: no connection" in refused(fetch, [url], tmp_path / "file", checksum=MD5)
 
 
 def test_password_in_a_mirrors_address_is_shown_nowhere(tmp_path, refused, capsys):
@@ -205,8 +206,7 @@ def test_no_mirror_at_all_is_said(tmp_path, refused):
 
 
 def test_rest_of_a_killed_download_is_not_taken_for_the_file(server, tmp_path):
-    (tmp_path / "file.partial").mkdir()
-    (tmp_path / "file.partial" / "tmp123").write_bytes(CONTENT[:7])
+    (tmp_path / "file.partial").write_bytes(CONTENT[:7] + CONTENT)
     assert fetch([f"{server.url}/good"], tmp_path / "file", checksum=MD5).read_bytes() == CONTENT
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -220,16 +220,52 @@ def test_disk_without_room_is_refused_before_a_byte_is_fetched(server, tmp_path,
     check_free_space(tmp_path, 1, "a byte")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
 def test_full_disk_stops_the_download_and_leaves_nothing(server, tmp_path, monkeypatch):
-    import pooch
+    import resource
 
-    def full(*arguments: object, **keywords: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(pooch.HTTPDownloader, "__call__", full)
-    with pytest.raises(OSError, match="No space left"):
-        fetch([f"{server.url}/good"], tmp_path / "file", checksum=MD5)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            fetch([f"{server.url}/good", f"{server.url}/good"], tmp_path / "file", checksum=MD5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
+    assert server.requests == ["/good"]  # another mirror would not help
+
+
+def test_address_that_is_none_is_a_reason(tmp_path, refused):
+    assert "no mirror delivered it (nonsense: " in refused(fetch, ["nonsense"], tmp_path / "file", checksum=MD5)
+
+
+def test_file_at_hand_is_taken_where_it_is(tmp_path, refused):
+    (tmp_path / "file").write_bytes(CONTENT)
+
+    def at(name: str, checksum: str | None) -> RemoteFile:
+        return RemoteFile(path=str(tmp_path / name), mirrors=[], checksum=checksum)
+
+    assert obtain(at("file", MD5), "other") == obtain(at("file", None), "other") == tmp_path / "file"
+    assert "none: missing; correct the path" in refused(obtain, at("none", None), "other")
+    assert "set the checksum to null" in refused(obtain, at("file", f"md5:{'0' * 32}"), "other")
+
+
+def test_fetched_file_is_kept_under_its_checksum(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline.datasets.fetch, "CACHE", tmp_path)
+    remote = RemoteFile(path=None, mirrors=[f"{server.url}/good"], checksum=MD5)
+    assert obtain(remote, "w.pth") == obtain(remote, "w.pth") == tmp_path / MD5[4:12] / "w.pth"
+    assert server.requests == ["/good"]
+
+
+def test_file_is_copied_where_there_is_room(tmp_path, refused, monkeypatch):
+    (tmp_path / "file").write_bytes(CONTENT)
+    (tmp_path / "to").mkdir()
+    copy_into(tmp_path / "to", tmp_path / "file")
+    assert (tmp_path / "to" / "file").read_bytes() == CONTENT
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
+    assert "copying file needs" in refused(copy_into, tmp_path / "to", tmp_path / "file")
 
 
 def test_checked_file_is_there_and_right(tmp_path):

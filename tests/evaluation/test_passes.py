@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from pipeline.data.loading import Sample
+from pipeline.data.samples import Sample
 from pipeline.evaluation.metrics import SIZE_SCORES, SIZES, class_iou, interval
 from pipeline.evaluation.passes import (
     estimates,

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from sections import attention_section
 
-from pipeline.data.loading import Sample
+from pipeline.data.samples import Sample
 from pipeline.gain.losses import LOSS_NAMES, Criterion
 from pipeline.gain.network import GuidedNetwork, class_pairs
 from pipeline.training.loop import build_optimizer, freeze, training_mode

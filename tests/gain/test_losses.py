@@ -4,7 +4,7 @@ import pytest
 import torch
 from sections import attention_section
 
-from pipeline.data.loading import Sample
+from pipeline.data.samples import Sample
 from pipeline.gain.losses import (
     LOSS_NAMES,
     Criterion,

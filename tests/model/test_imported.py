@@ -10,8 +10,8 @@ from sections import architecture_section
 from small_archives import CONVS, pytorch_fcn_state, slim_vgg16
 from torch import Tensor
 
-from pipeline.data.loading import normalise
-from pipeline.datasets.sources import VOC_CLASSES
+from pipeline.data.samples import normalise
+from pipeline.datasets.voc2012 import VOC_CLASSES
 from pipeline.model.imported import initial_model, read_checkpoint
 from pipeline.model.weights import save_weights
 

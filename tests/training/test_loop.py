@@ -11,7 +11,8 @@ from torch.utils.data import Dataset
 
 from pipeline.base.errors import PipelineError
 from pipeline.base.sections import Training
-from pipeline.data.loading import Sample, training_loader
+from pipeline.data.loaders import training_loader
+from pipeline.data.samples import Sample
 from pipeline.gain.losses import Criterion
 from pipeline.gain.network import GuidedNetwork, class_pairs
 from pipeline.model.weights import state_digest

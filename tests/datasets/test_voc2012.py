@@ -1,17 +1,17 @@
-"""VOC2012, SBD and folders of the user's own in the project's layout."""
+"""VOC2012 and SBD in the project's layout."""
 
 import hashlib
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-from small_archives import encoded, voc2012_ids, write_sbd, write_voc2012
+from small_archives import voc2012_ids, write_sbd, write_voc2012
 
+from pipeline.base.sections import RemoteFile, Voc2012Data
 from pipeline.data import voc
-from pipeline.data.manifest import build_manifest, decode_mask
-from pipeline.datasets.sources import VOC_CLASSES, place_folder, place_voc2012, seg11valid
+from pipeline.data.images import decode_mask
+from pipeline.data.manifest import build_manifest
+from pipeline.datasets.voc2012 import VOC_CLASSES, Archives, obtain_archives, place_voc2012, seg11valid
 
 TRAIN, VAL = voc2012_ids(8, 10)
 SBD_ONLY = ["2008_900001", "2008_900002", "2008_900003"]
@@ -30,10 +30,28 @@ def sbd(tmp_path_factory) -> Path:
     return write_sbd(tmp_path_factory.mktemp("sbd") / "benchmark.tgz", masks, train, val)
 
 
-def place(root: Path, archive: Path, **options: object) -> Path:
+def options(archive: Path, sbd_archive: Path | None = None, **changes: object) -> Voc2012Data:
+    """The section of params.yaml with some values changed, which this does not check."""
+    files = [RemoteFile(path=str(path), mirrors=[], checksum=None) for path in (archive, sbd_archive) if path]
+    section = Voc2012Data(
+        source="voc2012", archive=files[0], sbd=files[-1] if len(files) > 1 else None,
+        train_split="train", test_split="seg11valid", num_val=0,
+    )  # fmt: skip
+    return section.model_copy(update=changes)
+
+
+def place(
+    root: Path,
+    archive: Path,
+    *,
+    sbd_archive: Path | None = None,
+    seed: int = 0,
+    num_workers: int = 1,
+    **changes: object,
+) -> Path:
     root.mkdir()
-    defaults = {"train_split": "train", "test_split": "seg11valid", "num_val": 0, "seed": 0}
-    place_voc2012(root, archive, **{**defaults, **options})
+    section = options(archive, sbd_archive, **changes)
+    place_voc2012(root, Archives(archive, sbd_archive), section, seed=seed, num_workers=num_workers)
     return root
 
 
@@ -120,99 +138,6 @@ def test_unreadable_mask_of_sbd_is_named(archive, tmp_path, refused):
     assert "no readable mask of 2008_900001" in message
 
 
-# ---- the user's own --------------------------------------------------------------------------------------------------
-
-
-def own(folder: Path, name: str = "place") -> Path:
-    root = folder / name
-    root.mkdir()
-    return root
-
-
-def test_folder_is_copied_as_its_splits_list_it(voc_root, tmp_path):
-    (voc_root / "JPEGImages" / "stray.jpg").write_bytes(b"nobody lists me")
-    root = own(tmp_path)
-    place_folder(root, voc_root)
-    assert splits(root) == splits(voc_root)
-    for image_id in ("t0", "v0", "x0"):
-        assert voc.image_path(root, image_id).read_bytes() == voc.image_path(voc_root, image_id).read_bytes()
-        assert voc.mask_path(root, image_id).read_bytes() == voc.mask_path(voc_root, image_id).read_bytes()
-    assert not (root / "JPEGImages" / "stray.jpg").exists()
-    assert (root / "contexts.csv").exists()
-
-
-def test_folder_may_lie_one_level_deeper_as_in_an_archive(voc_root, tmp_path):
-    outer = own(tmp_path, "outer")
-    shutil.copytree(voc_root, outer / "my data")
-    root = own(tmp_path)
-    place_folder(root, outer)
-    assert splits(root) == splits(voc_root)
-
-
-def test_images_may_be_png(voc_root, tmp_path):
-    pixels = np.arange(8 * 6 * 3, dtype=np.uint8).reshape(6, 8, 3)
-    voc.image_path(voc_root, "t1").unlink()
-    Image.fromarray(pixels).save(voc_root / "JPEGImages" / "t1.png")
-    root = own(tmp_path)
-    place_folder(root, voc_root)
-    assert voc.image_path(root, "t1").name == "t1.png"
-    assert len(build_manifest(root, splits=voc.list_splits(root), seed=0)) == 6
-
-
-def test_users_ignore_index_becomes_255(voc_root, tmp_path):
-    mask = np.zeros((6, 8), np.uint8)
-    mask[0], mask[1] = 1, 200
-    voc.mask_path(voc_root, "t0").write_bytes(encoded(mask, "PNG"))
-    root = own(tmp_path)
-    place_folder(root, voc_root, ignore_index=200)
-    copied = decode_mask(voc.mask_path(root, "t0"))
-    assert (copied[0] == 1).all()
-    assert (copied[1] == 255).all()
-    assert (copied[2:] == 0).all()
-
-
-def test_ignore_index_of_a_class_is_refused(voc_root, tmp_path, refused):
-    message = refused(place_folder, own(tmp_path), voc_root, ignore_index=2)
-    assert "2 is the mask value of class 'dog'" in message
-
-
-def test_missing_parts_are_named(voc_root, tmp_path, refused):
-    assert "needs classes.txt" in refused(place_folder, own(tmp_path), tmp_path / "place")
-    voc.mask_path(voc_root, "t2").unlink()
-    assert "t2.png: missing; a split lists it" in refused(place_folder, own(tmp_path, "b"), voc_root)
-    voc.split_path(voc_root, "val").unlink()
-    assert "val.txt: missing" in refused(place_folder, own(tmp_path, "c"), voc_root)
-
-
-@pytest.mark.parametrize("name", ["t1.JPG", "t1.jpeg", "t1.PNG"])
-def test_endings_of_images_may_be_spelt_in_any_way(voc_root, tmp_path, name):
-    image = Image.open(voc.image_path(voc_root, "t1"))
-    voc.image_path(voc_root, "t1").unlink()
-    image.save(voc_root / "JPEGImages" / name)
-    root = own(tmp_path)
-    place_folder(root, voc_root)
-    assert voc.image_path(root, "t1").suffix == (".png" if name.endswith("PNG") else ".jpg")
-    assert len(build_manifest(root, splits=voc.list_splits(root), seed=0)) == 6
-
-
-@pytest.mark.parametrize("orientation", [3, 6])
-def test_image_that_a_note_turns_is_refused(voc_root, tmp_path, refused, orientation):
-    """Decoders here do not read the note, and at 3 (upside down) not even the sizes would tell."""
-    image = Image.open(voc.image_path(voc_root, "t1"))
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    image.save(voc.image_path(voc_root, "t1"), exif=exif)
-    assert "with a note to turn it" in refused(place_folder, own(tmp_path), voc_root)
-
-
-def test_image_that_is_none_is_named(voc_root, tmp_path, refused):
-    voc.image_path(voc_root, "t1").write_bytes(b"none")
-    assert "t1.jpg: image cannot be decoded" in refused(place_folder, own(tmp_path), voc_root)
-    voc.image_path(voc_root, "t1").unlink()
-    assert "and no .jpeg or .png of that name" in refused(place_folder, own(tmp_path, "b"), voc_root)
-
-
-def test_split_cannot_name_files_outside(voc_root, tmp_path, refused):
-    (tmp_path / "evil.jpg").write_bytes(b"x")
-    voc.split_path(voc_root, "train").write_text("../../evil\n")
-    assert "is no image id" in refused(place_folder, own(tmp_path), voc_root)
+def test_archive_of_sbd_is_obtained_where_it_is_used(archive, sbd):
+    assert obtain_archives(options(archive, sbd)) == (archive, None)
+    assert obtain_archives(options(archive, sbd, train_split="trainaug")) == (archive, sbd)
