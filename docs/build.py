@@ -11,9 +11,9 @@ from docs.benchmark_tables import insert, insert_benchmarks
 from pipeline.base.files import digest_file
 from pipeline.data import voc
 from pipeline.data.manifest import ManifestRow, decode_image, read_manifest
-from pipeline.evaluation.passes import results_table
 from pipeline.report.overlays import Picture, panel
 from pipeline.report.study import HEADLINES
+from pipeline.report.tables import results_table
 from pipeline.tracking.server import connect, find_run
 
 REPOSITORY = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ import yaml
 
 from pipeline.base.dvc_files import check_matrix
 from pipeline.base.params import SECTIONS, load_params
-from pipeline.evaluation.passes import results_table
+from pipeline.report.tables import results_table
 
 REPOSITORY = Path(__file__).parents[1]
 DVC = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())
