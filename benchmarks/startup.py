@@ -17,7 +17,7 @@ STAGES = {
     "download": "stages.download",
     "prepare": "stages.prepare",
     "pretrain, classify, finetune": "stages.pretrain, stages.train",
-    "evaluate": "stages.evaluate, stages.score",
+    "evaluate": "stages.evaluate, pipeline.report.comparison",
     "register": "stages.register",
 }
 BUDGET = {"pretrain, classify, finetune": 5.0, "evaluate": 3.0}  # seconds; a second for those without torch

@@ -12,9 +12,9 @@ from pipeline.base.files import digest_file
 from pipeline.data import voc
 from pipeline.data.images import decode_image
 from pipeline.data.manifest import ManifestRow, read_manifest
-from pipeline.evaluation.passes import results_table
 from pipeline.report.overlays import Picture, panel
 from pipeline.report.study import HEADLINES
+from pipeline.report.tables import results_table
 from pipeline.tracking.server import connect, find_run
 
 REPOSITORY = Path(__file__).parents[1]

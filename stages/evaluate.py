@@ -1,17 +1,41 @@
 """Score every model on the same images."""
 
+from pipeline.base.files import digest_file
 from pipeline.base.profile import Params
 from pipeline.base.workspace import Workspace
-from pipeline.tracking.tracker import Tracking
+from pipeline.report.figures import write_pictures
+from pipeline.report.tables import results_table
+from pipeline.tracking.progress import progress_bar
+from pipeline.tracking.tracker import Tracker, Tracking
 from stages.run import run_stage
 
 
 def evaluate(params: Params, space: Workspace) -> None:
     """models/ to reports/evaluate; the scores also go to the models' runs."""
     with Tracking() as tracking:
-        from stages.score import score  # torch: seconds, in which the sender gets ready
+        from pipeline.report.comparison import compare  # torch: seconds, in which the sender gets ready
+        from pipeline.report.pictures import draw_comparison, draw_model
+        from pipeline.report.score_files import write_scores
 
-        score(tracking, params, space)
+        folder, scale = space.reports / "evaluate", params.evaluate.panel_scale
+        comparison = compare(params, space, progress_bar)
+        metrics = {name: scores.estimates for name, scores in comparison.scores.items()}
+        write_scores(folder, comparison.scores)
+        of_all = draw_comparison(comparison, space, scale)
+        write_pictures(folder / "pictures", of_all)
+        for name, groups in metrics.items():
+            of_model = draw_model(comparison, space, name, scale)
+            write_pictures(folder / "pictures" / name, of_model)
+            weights, run_name = digest_file(space.weights(name)), f"{name}-seed{params.seed}"
+            with Tracker(tracking, f"evaluate-{weights[:16]}", run_name=run_name, weights_sha256=weights) as tracker:
+                tracker.log_metrics({f"test/{k}": v for group in groups.values() for k, v in group.items()}, step=0)
+                for key, picture in {**of_model, **of_all}.items():
+                    tracker.log_image(key, picture, step=0)
+                for table in ("per_class.csv", "intervals.csv"):
+                    tracker.log_artifact(folder / "tables" / table, "evaluate")
+                tracker.set_tags({"test_data_digest": comparison.data_digest})
+                tracker.describe(results_table({key: metrics[key] for key in metrics if key in (name, "control")}))
+        print(results_table(metrics), flush=True)
 
 
 if __name__ == "__main__":

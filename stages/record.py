@@ -10,7 +10,7 @@ from pipeline.base.files import digest_file
 from pipeline.base.profile import Params
 from pipeline.data.manifest import data_digest
 from pipeline.data.samples import Sample
-from pipeline.report.charts import training_curves
+from pipeline.report.curves import training_curves
 from pipeline.report.panels import attention_panel, evolution_panel
 from pipeline.tracking.progress import Progress
 from pipeline.tracking.throughput import peak_flops, training_flops, utilisation

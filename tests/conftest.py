@@ -75,6 +75,23 @@ def scene(batch: Sample) -> Sample:
 
 
 @pytest.fixture
+def test_set(batch) -> list[Sample]:
+    """Eight images in batches of four; no two are alike."""
+    noise = torch.randn(4, 3, 48, 40, generator=torch.Generator().manual_seed(1))
+    return [batch, batch._replace(image=noise, sample_index=batch.sample_index + 4)]
+
+
+@pytest.fixture
+def sighted_model(tiny_model, test_set) -> FCN8s:
+    """It finds each class in some images and not in others."""
+    model = tiny_model()
+    with torch.no_grad():
+        logits = torch.cat([model(batch.image, segmentation=False)[1] for batch in test_set])
+        model.classifier.score.bias -= logits.mean(dim=0)
+    return model
+
+
+@pytest.fixture
 def training_options() -> Training:
     """A short training in which everything learns."""
     return training_section()

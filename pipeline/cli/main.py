@@ -252,7 +252,7 @@ def _find_learning_rate(
     from pipeline.tracking.tracker import Tracker, Tracking
 
     with Tracking() as tracking:
-        from pipeline.report.charts import learning_rate_chart  # torch and matplotlib: seconds; the sender gets ready
+        from pipeline.report.curves import learning_rate_chart  # torch and matplotlib: seconds; the sender gets ready
         from pipeline.training.assembly import assemble
         from pipeline.training.range_test import range_test
 

@@ -3,10 +3,10 @@
 Attention is scored for the ground-truth classes of each image, at image resolution, void pixels left out, as a mean
 over the pairs of a class and then over classes ("class-macro").
 
-Each score is a function of how much each image weighs, so that its bootstrap over images (Efron & Tibshirani, 1993) is
-the score itself under other weights. Legend: M images, N (image, class) pairs, C foreground classes, R rows of weights
-(R, M) float64, of which `resample_weights` makes the first the estimate; every score has one value per row, (R,)
-float64, NaN where a row leaves nothing to score.
+Each score is a function of how much each image weighs, so that its bootstrap over images is the score itself under
+other weights (report/bootstrap.py); a row of ones gives the score. Legend: M images, N (image, class) pairs, C
+foreground classes, R rows of weights (R, M) float64; every score has one value per row, (R,) float64, NaN where a row
+leaves nothing to score.
 """
 
 from collections.abc import Sequence
@@ -30,30 +30,6 @@ PAIR_SCORES = (
 SIZE_SCORES = ("attention_iou", "mask_precision", "mask_recall", "energy_pointing_game", "pointing_game")
 SIZES = ("small", "medium", "large")
 DECISION = 0.5  # probability from which a class counts as predicted
-CONFIDENCE = 0.95
-
-
-def resample_weights(num_images: int, num_replicates: int, seed: int) -> Tensor:
-    """(1 + num_replicates, M) float64: a row of ones, then how often each bootstrap resample drew each image.
-
-    A resample draws M images with replacement. The random state of the process is left alone.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(num_images, (num_replicates, num_images), generator=generator)
-    counts = torch.zeros(drawn.shape, dtype=torch.float64)
-    counts.scatter_add_(1, drawn, torch.ones_like(counts))
-    return torch.cat([torch.ones(1, num_images, dtype=torch.float64), counts])
-
-
-def interval(values: Tensor) -> tuple[float, float]:
-    """95 % percentile interval of one score, or of a difference of two, over its resamples.
-
-    Args:
-        values: (1 + R,), the estimate first; resamples that are NaN are left out.
-    """
-    tail = (1 - CONFIDENCE) / 2
-    low, high = values[1:].nanquantile(torch.tensor([tail, 1 - tail], dtype=values.dtype)).tolist()
-    return low, high
 
 
 def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
@@ -151,7 +127,7 @@ def attention_scores(maps: Tensor, mask: Tensor, valid: Tensor, threshold: float
 
 
 def attention_metrics(scores: dict[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
-    """Class-macro means of the scores collected by `evaluate`, and the rate of dead maps over pairs.
+    """Class-macro means of the scores collected by `passes.evaluate`, and the rate of dead maps over pairs.
 
     attention_iou_best: attention_iou at the threshold that is best under the first row of weights, for every row.
 
@@ -180,7 +156,7 @@ def attention_metrics_by_size(scores: dict[str, Tensor], weights: Tensor) -> dic
     """SIZE_SCORES over the small, medium and large third of the objects, as `attention_iou_small` and so on.
 
     The thirds end at the 1/3 and 2/3 quantiles of `area` over all pairs, so they depend on the data alone. Arguments
-    as in `attention_metrics`; a third without a pair, for want of distinct areas, is left out.
+    as in `attention_metrics`. A third without a pair, as when all areas are equal, is left out.
     """
     if scores["area"].numel() == 0:
         return {}
@@ -203,46 +179,6 @@ def class_macro(values: Tensor, class_index: Tensor, weights: Tensor) -> Tensor:
     """Mean over the pairs of each class, then over the classes that occur. values (N,), weights (R, N) to (R,)."""
     of_class = F.one_hot(class_index).double()  # (N, C)
     return (weights @ (of_class * values[:, None]) / (weights @ of_class)).nanmean(dim=1)
-
-
-def context_bias_groups(
-    object_probs: Tensor,
-    object_labels: Tensor,
-    object_weights: Tensor,
-    context_probs: Tensor,
-    context_labels: Tensor,
-    context_weights: Tensor,
-) -> dict[str, Tensor]:
-    """Per class, how often the classifier is right when object and context are torn apart (the paper's boat test).
-
-    Args:
-        object_probs, object_labels: (M, C), the object on a foreign ground; right when its probability is >= 0.5.
-        context_probs, context_labels: (M', C), the ground without its object, labelled with the ground's class;
-            right when that class's probability is < 0.5.
-        object_weights, context_weights: (R, M) and (R, M').
-
-    Returns:
-        {"object_without_context": (R, C), "context_without_object": (R, C)}; NaN for a class without an image.
-    """
-    found = (object_probs >= DECISION) & (object_labels > 0)
-    resisted = (context_probs < DECISION) & (context_labels > 0)
-    return {
-        "object_without_context": object_weights @ found.double() / (object_weights @ object_labels.double()),
-        "context_without_object": context_weights @ resisted.double() / (context_weights @ context_labels.double()),
-    }
-
-
-def context_bias_metrics(groups: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Class means of both cells, their mean ("overall") and the worst single (cell, class) group.
-
-    The interval of a minimum leans downwards: a resample's worst group is the unluckiest one.
-    """
-    cells = {name: values.nanmean(dim=1) for name, values in groups.items()}
-    return {
-        **cells,
-        "overall": torch.stack(list(cells.values())).mean(dim=0),
-        "worst_group": torch.cat(list(groups.values()), dim=1).nanquantile(0.0, dim=1),
-    }
 
 
 def _iou_at_thresholds(maps: Tensor, mask: Tensor, valid: Tensor, maximum: Tensor, alive: Tensor) -> Tensor:

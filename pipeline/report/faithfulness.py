@@ -4,10 +4,47 @@ RISE (Petsiuk et al., BMVC 2018, arXiv 1806.07421), section 4.3. Attention minin
 these scores support the others and never replace them.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
+from pipeline.data.samples import Sample
+from pipeline.evaluation.passes import concatenate_scores, pair_attention
 from pipeline.model.fcn8s import FCN8s
+
+
+@torch.no_grad()
+def evaluate_faithfulness(
+    model: FCN8s, batches: Iterable[Sample], device: torch.device, *, num_steps: int
+) -> dict[str, Tensor]:
+    """Deletion and insertion of the ground-truth pairs of a data set.
+
+    Args:
+        model: in eval mode.
+        batches: as many masked images pass the network together as a batch has images.
+        num_steps: see `deletion_and_insertion`.
+
+    Returns:
+        deletion_auc, insertion_auc, class_index and image_index, one value per pair; empty without a batch.
+    """
+    scores = []
+    for batch in batches:
+        image, labels = batch.image.to(device), batch.image_labels.to(device)
+        features = model.features(image.contiguous(memory_format=torch.channels_last))
+        pairs, maps, _ = pair_attention(model, features.conv5_3, labels, (image.shape[2], image.shape[3]))
+        deletion, insertion = deletion_and_insertion(
+            model, image[pairs.image_index], maps, pairs.class_index, num_steps=num_steps, batch_size=len(image)
+        )
+        scores.append(
+            {
+                "deletion_auc": deletion,
+                "insertion_auc": insertion,
+                "class_index": pairs.class_index,
+                "image_index": batch.sample_index[pairs.image_index.cpu()],
+            }
+        )
+    return concatenate_scores(scores)
 
 
 @torch.no_grad()

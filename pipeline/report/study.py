@@ -1,11 +1,17 @@
 """Several seeds of the same models put together: means, their spread over seeds and intervals over images."""
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.evaluation.metrics import interval
+from pipeline.base.errors import PipelineError
+from pipeline.base.profile import Params
+from pipeline.report.bootstrap import interval
+from pipeline.report.study_charts import Mean, ShareMean
 
 Seeds = dict[int, dict[str, dict[str, Tensor]]]  # seed to model to score to (1 + R,) replicates, the estimate first
 
@@ -21,6 +27,31 @@ HEADLINES = {
     "overall": "overall",
     "worst_group": "worst group",
 }
+
+
+def read_seeds(folder: Path) -> Seeds:
+    """The replicates of every model in seed*/reports/evaluate below `folder`.
+
+    Raises:
+        PipelineError: there is no such report.
+    """
+    seeds: Seeds = {}
+    for reports in sorted(folder.glob("seed*/reports/evaluate")):
+        seed = int(reports.parts[-3].removeprefix("seed"))
+        models = json.loads((reports / "metrics.json").read_text(encoding="utf-8"))
+        seeds[seed] = {name: load_file(reports / "replicates" / f"{name}.safetensors") for name in models}
+    if not seeds:
+        raise PipelineError(f"{folder}: no seed*/reports/evaluate; run `make study`")
+    return seeds
+
+
+def per_seed_rows(seeds: Seeds) -> list[dict[str, object]]:
+    """One row per model and seed with the HEADLINES."""
+    return [
+        {"model": name, "seed": seed, **{score: float(replicates[score][0]) for score in HEADLINES}}
+        for seed, models in seeds.items()
+        for name, replicates in models.items()
+    ]
 
 
 def study_rows(seeds: Seeds) -> list[dict[str, object]]:
@@ -67,13 +98,32 @@ def study_table(rows: Sequence[Mapping[str, object]]) -> str:
     return "\n".join(lines)
 
 
-def label_counts(
-    seeds: Seeds, fractions: Mapping[str, float], scores: Sequence[str]
-) -> dict[str, list[tuple[float, float, float, float]]]:
-    """Per score (fraction, mean, lowest, highest seed) of the models that differ in their share of pixel labels."""
-    points: dict[str, list[tuple[float, float, float, float]]] = {}
+def study_means(rows: Sequence[Mapping[str, object]], scores: Sequence[str]) -> dict[str, dict[str, Mean]]:
+    """Score to model to its mean over seeds with the interval, from `study_rows`."""
+    means: dict[str, dict[str, Mean]] = {score: {} for score in scores}
+    for row in rows:
+        if row["score"] in scores:
+            mean, low, high = (float(str(row[key])) for key in ("mean", "low_95", "high_95"))
+            means[str(row["score"])][str(row["model"])] = Mean(mean, low, high)
+    return means
+
+
+def label_fractions(params: Params) -> dict[str, float]:
+    """Share of the training images with pixel labels, of the guided variants that differ in nothing else."""
+    fractions = {
+        name: params.attention_of(name).pixel_labels.fraction
+        for name, variant in params.variants.items()
+        if variant.loss_weights.get("external_supervision") and set(variant.attention) <= {"pixel_labels"}
+    }
+    return {name: fraction for name, fraction in fractions.items() if fraction}
+
+
+def label_counts(seeds: Seeds, fractions: Mapping[str, float], scores: Sequence[str]) -> dict[str, list[ShareMean]]:
+    """Per score the mean over seeds, the lowest and the highest seed of the models of `label_fractions`."""
+    points: dict[str, list[ShareMean]] = {}
     for score in scores:
         for model, fraction in fractions.items():
             values = [float(models[model][score][0]) for models in seeds.values()]
-            points.setdefault(score, []).append((fraction, sum(values) / len(values), min(values), max(values)))
+            mean = sum(values) / len(values)
+            points.setdefault(score, []).append(ShareMean(fraction, mean, min(values), max(values)))
     return points

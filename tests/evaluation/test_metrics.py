@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
+from small_scores import numbers, ones, only_row, random_images, random_weights
 
 from pipeline.evaluation.metrics import (
     PAIR_SCORES,
@@ -21,28 +22,10 @@ from pipeline.evaluation.metrics import (
     class_macro_means,
     classification_metrics,
     confusion_matrix,
-    context_bias_groups,
-    context_bias_metrics,
-    interval,
-    resample_weights,
     segmentation_metrics,
 )
 
 VOID = 255
-
-
-def numbers(scores: dict[str, torch.Tensor]) -> dict[str, list[float]]:
-    return {name: values.flatten().tolist() for name, values in scores.items()}
-
-
-def ones(num_images: int) -> torch.Tensor:
-    return torch.ones(1, num_images, dtype=torch.float64)
-
-
-def only_row(scores: dict[str, torch.Tensor]) -> dict[str, float]:
-    """The scores under one row of weights."""
-    assert {(values.dtype, tuple(values.shape)) for values in scores.values()} <= {(torch.float64, (1,))}
-    return {name: float(values) for name, values in scores.items()}
 
 
 # ---- segmentation ----------------------------------------------------------------------------------------------------
@@ -314,11 +297,12 @@ def test_attention_metrics_without_a_pair_are_empty():
 def test_scores_by_size_are_those_of_a_third_of_the_pairs():
     scores = {name: values[:9] for name, values in pair_scores(0, num_images=6).items()}
     scores["area"] = torch.tensor([0.5, 0.1, 0.9, 0.2, 0.6, 0.7, 0.3, 0.8, 0.4])
-    metrics = attention_metrics_by_size(scores, resample_weights(6, 20, 0))
+    weights = random_weights(20, 6)
+    metrics = attention_metrics_by_size(scores, weights)
     assert set(metrics) == {f"{name}_{size}" for name in SIZE_SCORES for size in SIZES}
     for size, pairs in {"small": [1, 3, 6], "medium": [8, 0, 4], "large": [5, 7, 2]}.items():
         third = {name: values[pairs] for name, values in scores.items()}
-        expected = numbers(class_macro_means(third, SIZE_SCORES, resample_weights(6, 20, 0)))
+        expected = numbers(class_macro_means(third, SIZE_SCORES, weights))
         for name in SIZE_SCORES:
             assert metrics[f"{name}_{size}"].tolist() == pytest.approx(expected[name], nan_ok=True)
 
@@ -343,97 +327,12 @@ def test_objects_of_one_size_are_all_small():
     assert numbers(metrics) == {f"{name}_small": values for name, values in numbers(means).items()}
 
 
-# ---- context bias ----------------------------------------------------------------------------------------------------
-
-
-def test_context_bias_by_hand():
-    object_labels = torch.tensor([[1.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0]])
-    object_probs = torch.tensor([[0.5, 0.9, 0.9], [0.4, 0.9, 0.9], [0.0, 0.9, 0.0], [0.0, 0.8, 0.9]])
-    context_labels = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 1, 0], [0, 1, 0], [0, 1, 0]])
-    context_probs = torch.tensor([[0.1, 0.9, 0], [0, 0.5, 0], [0, 0.6, 0], [0, 0.7, 0], [0.9, 0.49, 0.9]])
-    groups = context_bias_groups(object_probs, object_labels, ones(4), context_probs, context_labels, ones(5))
-    assert list(groups) == ["object_without_context", "context_without_object"]
-    assert groups["object_without_context"][0, :2].tolist() == [0.5, 1.0]
-    assert groups["context_without_object"][0, :2].tolist() == [1.0, 0.25]
-    assert all(values[0, 2].isnan() for values in groups.values())  # class without an image
-    assert only_row(context_bias_metrics(groups)) == pytest.approx(
-        {
-            "object_without_context": 0.75,
-            "context_without_object": 0.625,
-            "overall": (0.75 + 0.625) / 2,
-            "worst_group": 0.25,
-        }
-    )
-
-
-def test_context_bias_weighs_both_sets_of_images_apart():
-    labels, probs = torch.tensor([[1.0, 0], [1, 0], [0, 1]]), torch.tensor([[0.9, 0], [0.1, 0], [0, 0.9]])
-    object_weights = torch.tensor([[1.0, 1, 1], [1, 3, 0]], dtype=torch.float64)
-    context_weights = torch.tensor([[1.0, 1, 1], [3, 1, 2]], dtype=torch.float64)
-    groups = context_bias_groups(probs, labels, object_weights, probs, labels, context_weights)
-    assert groups["object_without_context"].tolist()[0] == [1 / 2, 1]
-    assert groups["object_without_context"].tolist()[1] == pytest.approx([1 / 4, math.nan], nan_ok=True)
-    assert groups["context_without_object"].tolist() == [[1 / 2, 0], [1 / 4, 0]]
-    assert numbers(context_bias_metrics(groups)) == {
-        "object_without_context": [3 / 4, 1 / 4],
-        "context_without_object": [1 / 4, 1 / 8],
-        "overall": [1 / 2, 3 / 16],
-        "worst_group": [0, 0],
-    }
-
-
-def test_classifier_that_looks_at_the_context_alone_is_always_wrong():
-    labels = torch.eye(3)
-    seen = torch.roll(labels, 1, dims=1)  # the foreign ground that an object stands on
-    groups = context_bias_groups(seen, labels, ones(3), labels, labels, ones(3))
-    assert set(only_row(context_bias_metrics(groups)).values()) == {0.0}
-    groups = context_bias_groups(labels, labels, ones(3), torch.zeros(3, 3), labels, ones(3))
-    assert set(only_row(context_bias_metrics(groups)).values()) == {1.0}
-
-
-# ---- bootstrap over images -------------------------------------------------------------------------------------------
-
-
-def test_resamples_draw_as_many_images_as_there_are():
-    weights = resample_weights(7, 500, seed=3)
-    assert (weights.shape, weights.dtype) == ((501, 7), torch.float64)
-    assert weights[0].tolist() == 7 * [1.0]
-    assert torch.equal(weights, weights.round())
-    assert set(weights.sum(dim=1).tolist()) == {7.0}
-    assert len(weights.unique(dim=0)) > 300
-    assert weights[1:].mean(dim=0).tolist() == pytest.approx(7 * [1.0], abs=0.2)
-    assert float(weights[1:].var()) == pytest.approx(6 / 7, rel=0.1)  # binomial: 7 draws, 1/7 each
-
-
-def test_resamples_depend_on_their_seed_alone():
-    state = torch.get_rng_state()
-    weights = resample_weights(20, 5, seed=1)
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.manual_seed(1234)
-    assert torch.equal(resample_weights(20, 5, seed=1), weights)
-    assert not torch.equal(resample_weights(20, 5, seed=2), weights)
-
-
-def random_images(seed: int, num_images: int = 9) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        "confusions": torch.randint(0, 9, (num_images, 4, 4), generator=generator),
-        "probs": torch.rand(num_images, 3, generator=generator),
-        "labels": (torch.rand(num_images, 3, generator=generator) < 0.4).float(),
-    }
-
-
-def context_bias(images: dict[str, torch.Tensor], weights: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Of the images as both sets, the second one in reverse and with the weights reversed."""
-    probs, labels = images["probs"], images["labels"]
-    flipped = (probs.flip(0), labels.flip(0), weights.flip(1))
-    return context_bias_metrics(context_bias_groups(probs, labels, weights, *flipped))
+# ---- weights of images -----------------------------------------------------------------------------------------------
 
 
 SCORES: dict[str, Callable[..., dict[str, torch.Tensor]]] = {
     "segmentation": lambda images, weights: segmentation_metrics(images["confusions"], weights),
     "classification": lambda images, weights: classification_metrics(images["probs"], images["labels"], weights),
-    "context bias": context_bias,
 }
 
 
@@ -476,50 +375,10 @@ def test_weight_of_an_image_is_how_often_its_pairs_are_there(seed, counts):
     assert resampled == pytest.approx({name: expected[name] for name in resampled}, nan_ok=True)
 
 
-def test_interval_is_the_middle_95_percent_of_the_resamples():
-    resamples = torch.arange(1001, dtype=torch.float64)[torch.randperm(1001)]
-    assert interval(torch.cat([torch.tensor([1.0e6]).double(), resamples])) == pytest.approx((25, 975))
-    assert interval(torch.tensor([0.0, 1.0, math.nan, 1.0], dtype=torch.float64)) == (1.0, 1.0)
-
-
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_interval_of_a_share_is_the_binomial_one(share):
-    num_images = 400
-    labels = torch.ones(num_images, 1)
-    probs = (torch.arange(num_images) < share * num_images).float()[:, None]
-    accuracy = classification_metrics(probs, labels, resample_weights(num_images, 4000, seed=0))["class_accuracy"]
-    assert float(accuracy[0]) == pytest.approx(share)
-    margin = 1.96 * math.sqrt(share * (1 - share) / num_images)
-    assert interval(accuracy) == pytest.approx((share - margin, share + margin), abs=0.006)
-
-
-def test_interval_holds_the_truth_19_times_in_20():
-    generator, weights = torch.Generator().manual_seed(0), resample_weights(100, 400, seed=0)
-    labels = torch.ones(100, 1)
-    covered = []
-    for _ in range(200):
-        probs = torch.rand(100, 1, generator=generator)
-        low, high = interval(classification_metrics(probs, labels, weights)["class_accuracy"])
-        covered.append(low <= 0.5 <= high)
-    assert 0.9 <= sum(covered) / 200 <= 0.99
-
-
-def test_pairs_of_an_image_are_drawn_together():
+def test_pairs_of_an_image_weigh_alike():
     scores = pair_scores(5, num_images=40, num_classes=1)
     doubled = {name: values.repeat_interleave(2, dim=0) for name, values in scores.items()}
-    weights = resample_weights(40, 50, seed=0)
+    weights = random_weights(50, 40)
     single, double = attention_metrics(scores, weights), attention_metrics(doubled, weights)
     for name, values in numbers(single).items():
         assert double[name].tolist() == pytest.approx(values), name
-
-
-def test_difference_of_two_models_on_the_same_images_is_tighter_than_either():
-    generator, weights = torch.Generator().manual_seed(0), resample_weights(200, 500, seed=0)
-    labels = torch.ones(200, 1)
-    before = (torch.rand(200, 1, generator=generator) < 0.5).float()
-    after = before.clone()
-    after[(before == 0).nonzero()[:10, 0]] = 1.0  # ten more images right, none lost
-    shares = [classification_metrics(probs, labels, weights)["class_accuracy"] for probs in (before, after)]
-    low, high = interval(shares[1] - shares[0])
-    assert 0 < low < 0.05 < high
-    assert high - low < 0.6 * (interval(shares[0])[1] - interval(shares[0])[0])

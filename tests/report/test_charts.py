@@ -7,17 +7,10 @@ import matplotlib
 import numpy as np
 import pytest
 
-from pipeline.report.charts import (
-    COLOURS,
-    FAINT,
-    class_bars,
-    compared_curves,
-    confusion_chart,
-    interval_chart,
-    label_count_curve,
-    learning_rate_chart,
-    training_curves,
-)
+from pipeline.report.charts import class_bars, confusion_chart
+from pipeline.report.curves import compared_curves, learning_rate_chart, training_curves
+from pipeline.report.figures import COLOURS, FAINT
+from pipeline.report.study_charts import interval_chart, label_count_curve
 
 ROWS = [
     {

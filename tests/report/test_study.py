@@ -3,7 +3,19 @@
 import pytest
 import torch
 
-from pipeline.report.study import CONTROL, HEADLINES, label_counts, study_rows, study_table
+from pipeline.base.errors import PipelineError
+from pipeline.base.params import load_params
+from pipeline.report.study import (
+    CONTROL,
+    HEADLINES,
+    label_counts,
+    label_fractions,
+    per_seed_rows,
+    read_seeds,
+    study_means,
+    study_rows,
+    study_table,
+)
 
 
 def seeds_of(control: list[float], guided: list[float]) -> dict:
@@ -44,3 +56,28 @@ def test_table_shows_percent_and_spread():
 def test_label_counts_span_the_seeds():
     points = label_counts(seeds_of([0.1, 0.3], [0.5, 0.7]), {"guided": 0.1}, ["mean_iou"])
     assert points == {"mean_iou": [(0.1, pytest.approx(0.6), 0.5, 0.7)]}
+
+
+def test_per_seed_rows_hold_the_estimates():
+    row = per_seed_rows(seeds_of([0.1, 0.3], [0.5, 0.7]))[-1]
+    assert row == {"model": "guided", "seed": 1, **dict.fromkeys(HEADLINES, pytest.approx(0.7))}
+
+
+def test_means_are_those_of_the_rows():
+    means = study_means(study_rows(seeds_of([0.1], [0.4])), ["mean_iou"])
+    assert list(means) == ["mean_iou"]
+    assert list(means["mean_iou"]) == [CONTROL, "guided"]
+    assert means["mean_iou"]["guided"] == pytest.approx((0.4, 0.305, 0.495), abs=1e-3)
+
+
+def test_fractions_are_of_the_variants_that_differ_in_their_labels_alone():
+    assert label_fractions(load_params(profile="study")) == {
+        "gain_ext_02": 0.02,
+        "gain_ext_10": 0.1,
+        "gain_ext_100": 1.0,
+    }
+
+
+def test_a_study_without_a_report_is_refused(tmp_path):
+    with pytest.raises(PipelineError, match="make study"):
+        read_seeds(tmp_path)
