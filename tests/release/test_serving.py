@@ -30,9 +30,10 @@ NAMES = ("cat", "dog", "cow")
 
 REGISTER = """
 from pathlib import Path
+from pipeline.release.facts import VersionFacts
 from pipeline.release.registry import register_model
-print(register_model(Path("w.safetensors"), "{digest}", registered_model_name="fcn8s-gain", run_name="tiny",
-    tags={{"variant": "gain"}}, metrics={{"mean_iou": 0.5}}, description="# Card"))
+tags = {{"weights_sha256": "{digest}", "variant": "gain"}}
+print(register_model(Path("w.safetensors"), "fcn8s-gain", VersionFacts("tiny", tags, {{"mean_iou": 0.5}}, "# Card")))
 """
 
 
