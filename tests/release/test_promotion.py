@@ -146,6 +146,7 @@ def test_nothing_to_promote_is_said(registry, refused):
     assert "is the champion already" in refused(promote, NAME, RULES)
 
 
+@pytest.mark.system
 def test_of_two_promotions_at_once_one_wins_and_the_other_says_so(registry, tmp_path):
     version = registry(**OLD)
     winner, loser = promote_in_two_processes(tmp_path, NAME, f"sqlite:///{tmp_path}/mlflow.db")
