@@ -32,7 +32,7 @@ SERVING_REQUIREMENTS = (
     "pyyaml",
     "safetensors",
 )
-SCORE = "test/"  # before a score's name in MLflow, of a run as of a version
+SCORE = "test/"  # prefix of a score's name in MLflow, of a run and of a version alike
 
 
 def select_variant(metrics: Mapping[str, Mapping[str, Mapping[str, float]]], candidates: list[str], metric: str) -> str:

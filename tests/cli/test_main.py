@@ -14,7 +14,7 @@ def test_failure_of_a_command_is_one_line_with_its_name(monkeypatch):
     def one(number: int) -> None:
         raise PipelineError(f"{number} is too large")
 
-    with pytest.raises(SystemExit, match="^one: error: 7 is too large$"):
+    with pytest.raises(SystemExit, match=r"^one: error: 7 is too large$"):
         one(7)
 
 
