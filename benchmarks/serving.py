@@ -43,12 +43,13 @@ START_SECONDS = 180.0
 REGISTER = """
 import sys
 from pathlib import Path
-from pipeline.release.registry import register_model
 from pipeline.base.files import digest_file
+from pipeline.release.facts import VersionFacts
+from pipeline.release.registry import register_model
 name, attention_iou = sys.argv[1], float(sys.argv[2])
 scores = {"mean_iou": 0.5, "attention_iou": attention_iou, "worst_group": 0.1}
-register_model(Path(name), digest_file(Path(name)), registered_model_name="fcn8s-gain", run_name=name,
-    tags={"test_data_digest": "same"}, metrics=scores, description=name)
+tags = {"weights_sha256": digest_file(Path(name)), "test_data_digest": "same"}
+register_model(Path(name), "fcn8s-gain", VersionFacts(name, tags, scores, name))
 """
 
 

@@ -1,17 +1,16 @@
-"""Can the chosen profile run here? What is missing, and the command that gets it; one line each."""
+"""`gain doctor`: whether the chosen profile can run here, what is missing, and the command that gets it."""
 
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pipeline.base.errors import PipelineError, without_credentials
 from pipeline.base.profile import Params
-from pipeline.base.sections import EmbeddedData, FolderData, RemoteFile, Voc2012Data
+from pipeline.base.sections import FolderData, RemoteFile, Voc2012Data
+from pipeline.cli.estimates import disk_bytes, evaluation_bytes, largest_image, training_bytes
 from pipeline.data import voc
-from pipeline.data.manifest import read_manifest
 from pipeline.datasets.embedded import CLASS_NAMES
 from pipeline.datasets.fetch import CACHE, cached_path, check_file
 from pipeline.datasets.sbd import SBD_ARCHIVE
@@ -21,12 +20,6 @@ from pipeline.tracking.server import problem_at, problem_with, tracking_uri
 from pipeline.training.devices import Device, choose_device
 
 GIGABYTE = 1e9
-BYTES_PER_WEIGHT = 16  # weight, gradient and the two moments of Adam, in float32
-COPIES_PER_ACTIVATION = 2  # of a layer's output and its ReLU
-LAYERS_ALIVE = 4  # without gradients: a layer's input, output, ReLU and scratch
-LARGEST_SIDE = 500  # pixels, of an image of VOC
-VOC2012_BYTES = 9.0e9  # with the archives, the files and DVC's copy of them
-BYTES_PER_PIXEL = 3.0  # of an image and its mask on disk; the embedded set, palette PNG and JPEG at quality 95
 
 
 class Finding(NamedTuple):
@@ -38,7 +31,7 @@ class Finding(NamedTuple):
 
 
 def examine(params: Params, folder: Path) -> Iterator[Finding]:
-    """Everything that the chosen profile needs, in the order in which the stages need it.
+    """Check what the chosen profile needs, in the order in which the stages need it.
 
     Args:
         folder: where data/ and models/ lie.
@@ -88,7 +81,7 @@ def _data(params: Params, folder: Path) -> Finding:
 
 
 def _class_names(params: Params, otherwise: tuple[str, ...]) -> tuple[str, ...]:
-    """Classes of the data set that the profile asks for; `otherwise` where that cannot be told without unpacking."""
+    """Classes of the data set that the profile asks for; `otherwise` if only an archive could say."""
     options = params.download
     if isinstance(options, FolderData):
         source = Path(options.path).expanduser()
@@ -118,7 +111,7 @@ def _own_folder(path: Path, copy: Path) -> Finding:
         return Finding("fail", "your data", f"{path} is missing; correct download.path in params.yaml")
     newest = max((p.stat().st_mtime for p in (path, *path.rglob("*"))), default=0.0)
     if copy.exists() and newest > copy.stat().st_mtime:
-        text = f"{path} has changed since it was copied; `dvc repro --force download` copies it again"
+        text = f"{path} has changed since it was copied; `dvc repro` copies it again"
         return Finding("note", "your data", text)
     return Finding("ok", "your data", f"{path} is there")
 
@@ -131,7 +124,7 @@ def _source(subject: str, name: str, file: RemoteFile) -> Finding:
         if file.checksum is None:
             return Finding("ok", subject, f"{path}, unchecked")
         return _checked(subject, path, file.checksum, "correct the path in params.yaml, or set the checksum to null")
-    assert file.checksum is not None  # the configuration sees to it
+    assert file.checksum is not None  # `RemoteFile` demands one of what is fetched
     path = cached_path(CACHE, name, file.checksum)
     if path.exists():
         return _checked(subject, path, file.checksum, "delete it, and `dvc repro download` fetches it again")
@@ -162,7 +155,7 @@ def _weights(folder: Path) -> Finding:
 
 
 def _memory(params: Params, folder: Path, device: Device | None) -> Finding:
-    needed = max(training_bytes(params), evaluation_bytes(params, _largest_image(params, folder)))
+    needed = max(training_bytes(params), evaluation_bytes(params, largest_image(params, folder)))
     if device is not None and device.accelerator == "cuda":
         import torch
 
@@ -183,66 +176,8 @@ def _memory(params: Params, folder: Path, device: Device | None) -> Finding:
     return Finding("ok", "memory", text)
 
 
-def training_bytes(params: Params) -> int:
-    """Estimate of what a fine-tuning step holds on one device, in bytes: weights with Adam's state, and activations in
-    float32 of its images and of one masked image each. Nothing is computed: tensors have no content.
-    """
-    training, download = params.finetune, params.download
-    images = training.batch_size // (params.runtime.num_ranks * training.accumulate_grad_batches)
-    passes = 1.0 + 1.0 / params.attention.masked_stride**2
-    side = training.crop_size or (download.image_size if isinstance(download, EmbeddedData) else LARGEST_SIDE)
-    weights, outputs = _network(params, (side, side))
-    return weights * BYTES_PER_WEIGHT + round(passes * images * sum(outputs) * 4 * COPIES_PER_ACTIVATION)
-
-
-def evaluation_bytes(params: Params, size: tuple[int, int]) -> int:
-    """Estimate of what the evaluation of a batch of images of `size` (H, W) holds: weights and the largest layers."""
-    weights, outputs = _network(params, size)
-    return 4 * (weights + params.evaluate.batch_size * LAYERS_ALIVE * max(outputs))
-
-
-def _network(params: Params, size: tuple[int, int]) -> tuple[int, list[int]]:
-    """Number of weights, and of elements in each layer's output for one image of `size` (H, W)."""
-    import torch
-    from torch._subclasses import FakeTensorMode
-
-    from pipeline.model.fcn8s import FCN8s
-
-    outputs: list[int] = []
-
-    def count(_module: object, _inputs: object, output: object) -> None:
-        outputs.append(output.numel() if isinstance(output, torch.Tensor) else 0)
-
-    with FakeTensorMode():  # not the device "meta", which knows no autocast
-        model = FCN8s(20, params.model)
-        for module in model.modules():
-            if not list(module.children()):
-                module.register_forward_hook(count)
-        model.segment(model.features(torch.zeros(1, 3, *size)), size)
-    return sum(parameter.numel() for parameter in model.parameters()), outputs
-
-
-def _largest_image(params: Params, folder: Path) -> tuple[int, int]:
-    manifest = folder / "data" / "manifest.csv"
-    if manifest.exists():
-        with suppress(PipelineError):  # the stages will say what is wrong with it
-            row = max(read_manifest(manifest), key=lambda row: row.height * row.width)
-            return row.height, row.width
-    side = params.download.image_size if isinstance(params.download, EmbeddedData) else LARGEST_SIDE
-    return side, side
-
-
 def _disk(params: Params, folder: Path, *, data_is_there: bool) -> Finding:
-    options = params.download
-    if isinstance(options, EmbeddedData):
-        counts = (options.num_train, options.num_val, options.num_test, 2 * options.num_counterfactual)
-        data = sum(counts) * options.image_size**2 * BYTES_PER_PIXEL
-    elif isinstance(options, Voc2012Data) and not data_is_there:
-        data = VOC2012_BYTES
-    else:
-        data = 0.0
-    # A model per variant and stage, each also in DVC's cache, and one checkpoint with Adam's moments.
-    needed = data + (2 * (2 + len(params.variants)) + 3) * 4 * _network(params, (32, 32))[0]
+    needed = disk_bytes(params, data_is_there=data_is_there)
     free = shutil.disk_usage(folder.absolute()).free
     text = f"a run needs about {needed / GIGABYTE:.1f} GB, {free / GIGABYTE:.1f} GB are free"
     if needed > free:

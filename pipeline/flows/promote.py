@@ -15,15 +15,20 @@ from pipeline.release import promotion
 @flow(name="promote", description="Challenger to champion, by the rules of params.yaml.", persist_result=False)
 @one_line_failures
 def promote(dry_run: bool = False, rollback: bool = False, reason: str = "") -> State[Any]:
-    """Judge the challenger and make it champion; a refusal is a completed run named Refused.
+    """Make the challenger the champion if the rules hold; a refusal is a completed run named Refused.
 
     Args:
-        dry_run: judge only.
+        dry_run: compare only.
         rollback: make the champion before the present one champion again instead.
         reason: why, for the audit trail.
     """
     check_tracking_server()
-    decision = promotion.decide(load_params(), rollback=rollback, reason=reason, dry_run=dry_run)
+    params = load_params()
+    model = params.register_.registered_model_name
+    if rollback:
+        decision = promotion.roll_back(model, reason=reason, dry_run=dry_run)
+    else:
+        decision = promotion.promote(model, params.promote, reason=reason, dry_run=dry_run)
     create_markdown_artifact(decision.markdown(), key="promotion", description="The rules and their verdicts")
     get_run_logger().info(decision.sentence)
     name: Success = "Promoted" if decision.promoted else "Accepted" if decision.accepted else "Refused"

@@ -1,6 +1,8 @@
 """The model card of a registered version: what it was trained on, how well it does, and what not to use it for."""
 
+import csv
 from collections.abc import Mapping
+from pathlib import Path
 
 from pipeline.base.profile import Params
 from pipeline.base.sections import Download, EmbeddedData, Voc2012Data
@@ -17,18 +19,23 @@ SHOWN = (
 )
 
 
+Intervals = Mapping[str, tuple[float, float, float]]  # score to estimate and ends of its 95 % interval, fractions
+
+
+def read_intervals(path: Path, model: str) -> Intervals:
+    """Bootstrap intervals of a model's scores over the test images, from the table that the stage evaluate wrote."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["model"] == model]
+    return {row["score"]: (float(row["estimate"]), float(row["low_95"]), float(row["high_95"])) for row in rows}
+
+
 def model_card(
-    params: Params,
-    variant: str,
-    class_names: tuple[str, ...],
-    num_images: Mapping[str, int],
-    intervals: Mapping[str, tuple[float, float, float]],
+    params: Params, variant: str, class_names: tuple[str, ...], num_images: Mapping[str, int], intervals: Intervals
 ) -> str:
-    """Markdown.
+    """The card of a variant, in Markdown.
 
     Args:
         num_images: split to number of images.
-        intervals: score to estimate and the ends of its 95 % bootstrap interval over test images, fractions.
     """
     splits = ", ".join(f"{count} {split}" for split, count in num_images.items())
     lines = [
@@ -67,7 +74,7 @@ def _data(download: Download) -> str:
         )
     if isinstance(download, Voc2012Data):
         return f"PASCAL VOC 2012, trained on {download.train_split}, tested on {download.test_split}, void left out."
-    return "A folder of the user's own in VOC layout."
+    return "A folder of images in VOC layout, not distributed with the project."
 
 
 def _licence(download: Download) -> str:
@@ -78,4 +85,4 @@ def _licence(download: Download) -> str:
             "The images of VOC 2012 are from Flickr, and their use is subject to Flickr's terms; PASCAL VOC asks to be "
             "cited. Check both before you pass the weights on."
         )
-    return "Of the data: its owner knows. The code is MIT."
+    return "Data: ask its owner. Code: MIT."

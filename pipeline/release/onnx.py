@@ -1,4 +1,4 @@
-"""The network as an ONNX graph with attention in it: no autograd, no PyTorch needed where it runs."""
+"""The network as an ONNX graph with attention in it: it runs without autograd and without PyTorch."""
 
 from pathlib import Path
 
@@ -10,16 +10,16 @@ from pipeline.data.samples import RGB_MEAN, RGB_STD
 from pipeline.model.weights import load_weights
 from pipeline.release.prediction import Outputs
 
-SMALLEST_SIDE = 32  # pixels; below, pool5 has no cell of its own
+SMALLEST_SIDE = 32  # pixels; the output of pool5 is smaller by this factor, and needs one cell
 OUTPUT_NAMES = ["class_probs", "seg_logits", "attention"]
 
 
 def export_onnx(weights: Path, target: Path) -> None:
     """Write the network in `weights` to `target`: input `image` (B, 3, H, W) normalised RGB, `OUTPUT_NAMES` out.
 
-    Batch, height and width are free, sides at least `SMALLEST_SIDE`. The model's metadata has the class names, and the
-    mean and standard deviation (of RGB in [0, 1]) by which an image is normalised.
-    See `prediction.Outputs` for shapes and ranges.
+    Batch size, height and width are free, sides at least `SMALLEST_SIDE`; see `prediction.Outputs` for the shapes and
+    ranges of the outputs. The model's metadata has the class names, and the mean and standard deviation (of RGB in
+    [0, 1]) by which an image is normalised.
 
     Raises:
         PipelineError: the weights cannot be read, onnxscript is not installed, or `target` cannot be written.

@@ -1,32 +1,38 @@
 """Promotion: the challenger becomes the champion if the rules of params.yaml hold. MLflow client only, no torch."""
 
-import getpass
 import math
-import socket
-import time
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.base.errors import PipelineError
-from pipeline.base.profile import Params
-from pipeline.release.registry import CHALLENGER, CHAMPION, TEST_DATA_TAG, registry_errors, version_metrics
+from pipeline.base.sections import Promote
+from pipeline.release.facts import TEST_DATA_TAG
+from pipeline.release.registry import (
+    CHALLENGER,
+    CHAMPION,
+    registry_errors,
+    version_scores,
+    version_with_alias,
+)
+from pipeline.release.succession import Change, Succession, new_change
 from pipeline.tracking.server import connect
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-LEASE_TAG = "promotion_lease"
-LEASE_SECONDS = 60.0  # after which the lease of a promotion that died is void
-SETTLE_SECONDS = 0.5  # between taking the lease and looking who has it; longer than a write takes to be seen
+
+@dataclass(frozen=True)
+class Contender:
+    """A model version as the rules see it."""
+
+    scores: Mapping[str, float] = field(default_factory=dict)  # fractions
+    test_data: str = ""  # digest of what it was scored on; "" if unknown
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one rule says."""
+    """Whether one rule holds, with the values that it compared as text."""
 
     rule: str
     champion: str
@@ -36,13 +42,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Decision:
-    """What became of a promotion or a rollback."""
+    """The outcome of a promotion or a rollback."""
 
     registered_model_name: str
     version: str  # the one that was to become champion
     champion: str  # the champion before; "" without one
-    verdicts: list[Verdict]
-    promoted: bool
+    verdicts: list[Verdict]  # none for a rollback
+    promoted: bool  # whether the alias was moved
 
     @property
     def accepted(self) -> bool:
@@ -59,7 +65,7 @@ class Decision:
 
     @property
     def sentence(self) -> str:
-        """The outcome."""
+        """Which version is champion now, and which rules failed, if any."""
         name = f"version {self.version} of {self.registered_model_name}"
         before = f" (before: version {self.champion})" if self.champion else " (there was none)"
         if self.promoted:
@@ -70,75 +76,43 @@ class Decision:
         )
 
 
-def judge(
-    champion: Mapping[str, float] | None,
-    challenger: Mapping[str, float],
-    *,
-    not_below: Mapping[str, float],
-    better: Sequence[str],
-    digests: tuple[str, str],
-) -> list[Verdict]:
-    """The rules, each with its verdict. Without a champion, scores need only be there and finite.
-
-    Args:
-        champion, challenger: metric to value, fractions.
-        not_below: metric to how far below the champion's it may lie.
-        better: metrics of which one must be higher than the champion's.
-        digests: of the test data of champion and challenger.
-    """
-    names = dict.fromkeys([*not_below, *better])
-    missing = [name for name in names if not math.isfinite(challenger.get(name, math.nan))]
+def judge(champion: Contender | None, challenger: Contender, rules: Promote) -> list[Verdict]:
+    """Compare by the rules, a verdict each. Without a champion, the scores need only exist and be finite."""
+    names = dict.fromkeys([*rules.not_below, *rules.better])
+    missing = [name for name in names if not math.isfinite(challenger.scores.get(name, math.nan))]
     verdicts = [Verdict("scores present and finite", "", ", ".join(missing) or "all", not missing)]
     if champion is None:
         return verdicts
-    same = bool(digests[0]) and digests[0] == digests[1]
-    verdicts.append(Verdict("same test data", digests[0][:12], digests[1][:12], same))
-
-    def values(name: str) -> tuple[float, float]:
-        return champion.get(name, math.nan), challenger.get(name, math.nan)
-
-    for name, tolerance in not_below.items():
-        old, new = values(name)
+    same = bool(champion.test_data) and champion.test_data == challenger.test_data
+    verdicts.append(Verdict("same test data", champion.test_data[:12], challenger.test_data[:12], same))
+    pairs = {name: tuple(c.scores.get(name, math.nan) for c in (champion, challenger)) for name in names}
+    for name, tolerance in rules.not_below.items():
+        old, new = pairs[name]
         # Scores are stored as decimal text: a difference of the last digit is none.
         holds = new >= old - tolerance or math.isclose(new, old - tolerance, abs_tol=1e-9)
         verdicts.append(Verdict(f"{name} at most {tolerance:g} below", f"{old:.4f}", f"{new:.4f}", holds))
-    pairs = {name: values(name) for name in better}
-    old_text, new_text = (", ".join(f"{pair[i]:.4f}" for pair in pairs.values()) for i in (0, 1))
-    wins = any(new > old for old, new in pairs.values())
-    verdicts.append(Verdict(f"better in {' or '.join(better)}", old_text, new_text, wins))
+    old_text, new_text = (", ".join(f"{pairs[name][i]:.4f}" for name in rules.better) for i in (0, 1))
+    wins = any(new > old for old, new in (pairs[name] for name in rules.better))
+    verdicts.append(Verdict(f"better in {' or '.join(rules.better)}", old_text, new_text, wins))
     return verdicts
 
 
-def decide(params: Params, *, rollback: bool, reason: str = "", dry_run: bool = False) -> Decision:
-    """`promote` by the rules of a profile, or `roll_back`; see there for what they raise."""
-    name, rules = params.register_.registered_model_name, params.promote
-    if rollback:
-        return roll_back(name, reason=reason, dry_run=dry_run)
-    return promote(name, not_below=rules.not_below, better=rules.better, reason=reason, dry_run=dry_run)
-
-
-def promote(
-    registered_model_name: str,
-    *,
-    not_below: Mapping[str, float],
-    better: Sequence[str],
-    reason: str = "",
-    dry_run: bool = False,
-) -> Decision:
-    """Judge the challenger and, if every rule holds, make it the champion; a refusal changes nothing.
+def promote(registered_model_name: str, rules: Promote, *, reason: str = "", dry_run: bool = False) -> Decision:
+    """Make the challenger the champion if every rule holds; otherwise nothing changes.
 
     Args:
         reason: why, for the audit trail.
-        dry_run: judge only.
+        dry_run: compare only.
 
     Raises:
-        PipelineError: there is no challenger, it is the champion already, another promotion is under way or came first,
-            or the registry does not answer.
+        PipelineError: there is no challenger, it is the champion already, another change of champion came first, or
+            the registry does not answer.
     """
     with registry_errors(registered_model_name):
         client, _ = connect()
-        challenger = _holder(client, registered_model_name, CHALLENGER)
-        champion = _holder(client, registered_model_name, CHAMPION)
+        succession = Succession(client, registered_model_name)  # first, so that what is read next cannot be older
+        challenger = version_with_alias(client, registered_model_name, CHALLENGER)
+        champion = version_with_alias(client, registered_model_name, CHAMPION)
         if challenger is None:
             raise PipelineError(
                 f"{registered_model_name} has no version with the alias challenger; train another with `dvc repro` or "
@@ -146,35 +120,29 @@ def promote(
             )
         if champion is not None and champion.version == challenger.version:
             raise PipelineError(f"version {champion.version} of {registered_model_name} is the champion already")
-        verdicts = judge(
-            version_metrics(client, champion) if champion else None,
-            version_metrics(client, challenger),
-            not_below=not_below,
-            better=better,
-            digests=(champion.tags.get(TEST_DATA_TAG, "") if champion else "", challenger.tags.get(TEST_DATA_TAG, "")),
-        )
-        before = str(champion.version) if champion else ""
+        verdicts = judge(_contender(client, champion) if champion else None, _contender(client, challenger), rules)
+        version, before = str(challenger.version), str(champion.version) if champion else ""
         accepted = all(verdict.holds for verdict in verdicts)
         if accepted and not dry_run:
-            rules = "; ".join(verdict.rule for verdict in verdicts)
-            _crown(client, registered_model_name, str(challenger.version), before, reason or f"rules hold: {rules}")
-        return Decision(
-            registered_model_name, str(challenger.version), before, verdicts, promoted=accepted and not dry_run
-        )
+            held = "; ".join(verdict.rule for verdict in verdicts)
+            change = new_change(version, before, "promotion", reason or f"rules hold: {held}")
+            _crown(client, registered_model_name, succession, change)
+        return Decision(registered_model_name, version, before, verdicts, promoted=accepted and not dry_run)
 
 
 def roll_back(registered_model_name: str, *, reason: str = "", dry_run: bool = False) -> Decision:
     """Make the champion before the present one champion again.
 
     Raises:
-        PipelineError: there is no champion or none before it, its version is gone, another promotion is under way
-            or came first, or the registry does not answer.
+        PipelineError: there is no champion or none before it, its version was deleted, another change of champion came
+            first, or the registry does not answer.
     """
     from mlflow.exceptions import MlflowException
 
     with registry_errors(registered_model_name):
         client, _ = connect()
-        champion = _holder(client, registered_model_name, CHAMPION)
+        succession = Succession(client, registered_model_name)
+        champion = version_with_alias(client, registered_model_name, CHAMPION)
         previous = champion.tags.get("promoted_from", "") if champion else ""
         if champion is None or not previous:
             raise PipelineError(f"{registered_model_name} has no earlier champion to go back to")
@@ -182,71 +150,25 @@ def roll_back(registered_model_name: str, *, reason: str = "", dry_run: bool = F
             client.get_model_version(registered_model_name, previous)
         except MlflowException:
             raise PipelineError(
-                f"version {previous} of {registered_model_name}, the champion before, is gone"
+                f"version {previous} of {registered_model_name}, the champion before, was deleted"
             ) from None
         if not dry_run:
-            _crown(
-                client, registered_model_name, previous, str(champion.version), reason or "rollback", is_rollback=True
-            )
+            change = new_change(previous, str(champion.version), "rollback", reason or "rollback")
+            _crown(client, registered_model_name, succession, change)
         return Decision(registered_model_name, previous, str(champion.version), [], promoted=not dry_run)
 
 
-def _holder(client: "MlflowClient", registered_model_name: str, alias: str) -> Any:
-    """The version with an alias, or None."""
-    from mlflow.exceptions import MlflowException
-    from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
-
-    try:
-        return client.get_model_version_by_alias(registered_model_name, alias)
-    except MlflowException as error:
-        if error.error_code in map(ErrorCode.Name, (RESOURCE_DOES_NOT_EXIST, INVALID_PARAMETER_VALUE)):
-            return None
-        raise
+def _contender(client: "MlflowClient", version: Any) -> Contender:
+    return Contender(version_scores(client, version), version.tags.get(TEST_DATA_TAG, ""))
 
 
-def _crown(
-    client: "MlflowClient", name: str, version: str, before: str, reason: str, *, is_rollback: bool = False
-) -> None:
-    """Move the alias and write the audit trail, as the only one to do so at this time."""
-    with _lease(client, name):
-        champion = _holder(client, name, CHAMPION)
-        if (str(champion.version) if champion else "") != before:
-            raise PipelineError(
-                f"{name}: version {champion.version if champion else 'none'} became champion meanwhile; "
-                "nothing was changed, compare again"
-            )
-        now, who = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"), f"{getpass.getuser()}@{socket.gethostname()}"
-        client.set_registered_model_alias(name, CHAMPION, version)
-        trail = {"promoted_at": now, "promoted_by": who, "promotion_reason": reason}
-        if not is_rollback:  # a version that is rolled back to keeps the champion that it followed
-            trail["promoted_from"] = before
-            client.delete_registered_model_alias(name, CHALLENGER)
-        for key, value in trail.items():
-            client.set_model_version_tag(name, version, key, value)
-        client.set_registered_model_tag(name, f"promotion.{now}", f"{before or 'none'} -> {version} by {who}: {reason}")
-
-
-@contextmanager
-def _lease(client: "MlflowClient", name: str) -> Iterator[None]:
-    """Held by one promotion at a time: the registry has no compare-and-set, so the last to write a tag has it."""
-    from mlflow.exceptions import MlflowException
-
-    me = uuid.uuid4().hex
-    holder, _, expiry = client.get_registered_model(name).tags.get(LEASE_TAG, "").partition(" ")
-    if holder and float(expiry) > time.time():
-        raise PipelineError(f"{name}: another promotion is under way; nothing was changed, try again in a minute")
-    refusal: MlflowException | None = None
-    try:
-        client.set_registered_model_tag(name, LEASE_TAG, f"{me} {time.time() + LEASE_SECONDS}")
-        time.sleep(SETTLE_SECONDS)
-    except MlflowException as error:  # a database lets one of two that make the same tag at the same time fail
-        refusal = error
-    holder = client.get_registered_model(name).tags.get(LEASE_TAG, "").partition(" ")[0]
-    if holder != me and (holder or refusal is None):
-        raise PipelineError(f"{name}: another promotion came first; nothing was changed, compare again")
-    if refusal is not None:
-        raise refusal
-    try:
-        yield
-    finally:
-        client.delete_registered_model_tag(name, LEASE_TAG)
+def _crown(client: "MlflowClient", name: str, succession: Succession, change: Change) -> None:
+    """Carry out `change`, or say which one came first."""
+    champion = version_with_alias(client, name, CHAMPION)  # the UI moves aliases too, and takes no number
+    if (now := str(champion.version) if champion else "") != change.before:
+        raise PipelineError(
+            f"{name}: version {now or 'none'} became champion in the meantime; nothing was changed, compare again"
+        )
+    taken = succession.take(change)
+    if taken.token != change.token:
+        raise PipelineError(f"{name}: another {taken.kind} came first ({taken}); yours changed nothing, compare again")

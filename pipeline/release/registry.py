@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.base.errors import PipelineError
 from pipeline.base.files import digest_file
+from pipeline.release.facts import VersionFacts
 from pipeline.tracking.provenance import source_tags
 from pipeline.tracking.server import connect, find_run
 from pipeline.tracking.tracker import WEIGHTS_TAG
@@ -31,8 +32,7 @@ SERVING_REQUIREMENTS = (
     "pyyaml",
     "safetensors",
 )
-TEST_DATA_TAG = "test_data_digest"
-SCORE = "test/"  # before a score's name in MLflow, of a run as of a version
+SCORE = "test/"  # prefix of a score's name in MLflow, of a run and of a version alike
 
 
 def select_variant(metrics: Mapping[str, Mapping[str, Mapping[str, float]]], candidates: list[str], metric: str) -> str:
@@ -55,27 +55,15 @@ def select_variant(metrics: Mapping[str, Mapping[str, Mapping[str, float]]], can
 
 
 def flat_scores(groups: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Group to score to value, as score to value."""
+    """The scores of a model without their groups: score to value."""
     return {name: value for group in groups.values() for name, value in group.items()}
 
 
-def register_model(
-    weights: Path,
-    weights_sha256: str,
-    *,
-    registered_model_name: str,
-    run_name: str,
-    tags: Mapping[str, str],
-    metrics: Mapping[str, float],
-    description: str,
-) -> str:
+def register_model(weights: Path, registered_model_name: str, facts: VersionFacts) -> str:
     """Make `weights` a model version with the alias challenger; weights registered before keep their version.
 
-    The version hangs on the run that trained the weights, or on a new run if the server does not know it.
-
-    Args:
-        tags, metrics, description: of the version; those of an earlier registration of the same weights are replaced.
-            The description is Markdown.
+    The version belongs to the run that trained the weights, or to a new run if the server does not know that one. What
+    an earlier registration of the same weights said is replaced.
 
     Returns:
         The version number.
@@ -83,24 +71,31 @@ def register_model(
     Raises:
         PipelineError: the tracking server does not answer or refuses.
     """
+    digest = facts.tags[WEIGHTS_TAG]
     with registry_errors(registered_model_name):
         client, experiment_id = connect()
         versions = client.search_model_versions(f"name = '{registered_model_name}'")
-        version = next((v.version for v in versions if v.tags.get(WEIGHTS_TAG) == weights_sha256), None)
+        version = next((v.version for v in versions if v.tags.get(WEIGHTS_TAG) == digest), None)
         if version is None:
-            run_id = find_run(client, experiment_id, weights_sha256)
-            run_id = run_id or client.create_run(experiment_id, run_name=run_name).info.run_id
+            run_id = find_run(client, experiment_id, digest)
+            run_id = run_id or client.create_run(experiment_id, run_name=facts.run_name).info.run_id
             version = _log_version(run_id, weights, registered_model_name)
-        client.update_model_version(registered_model_name, version, description)
-        for name, value in {**source_tags(), **tags, WEIGHTS_TAG: weights_sha256}.items():
+        client.update_model_version(registered_model_name, version, facts.description)
+        for name, value in {**source_tags(), **facts.tags}.items():
             client.set_model_version_tag(registered_model_name, version, name, value)
-        _log_metrics(client, client.get_model_version(registered_model_name, version), metrics)
+        _log_scores(client, client.get_model_version(registered_model_name, version), facts.scores)
         client.set_registered_model_alias(registered_model_name, CHALLENGER, version)
     return str(version)
 
 
 def find_runs(weights: Mapping[str, Path]) -> tuple[str, dict[str, str]]:
-    """Id of the experiment, and name to id of the run that made each file of weights; files without a run are left out.
+    """The runs that made some weights.
+
+    Args:
+        weights: name to safetensors file.
+
+    Returns:
+        Id of the experiment, and name to run id; names without a run are left out.
 
     Raises:
         PipelineError: the tracking server does not answer or refuses.
@@ -126,7 +121,20 @@ def download_weights(registered_model_name: str, alias: str, folder: Path) -> Pa
     return next(Path(place).glob("artifacts/**/*.safetensors"))
 
 
-def version_metrics(client: "MlflowClient", version: Any) -> dict[str, float]:
+def version_with_alias(client: "MlflowClient", registered_model_name: str, alias: str) -> Any:
+    """The model version with an alias, or None."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
+
+    try:
+        return client.get_model_version_by_alias(registered_model_name, alias)
+    except MlflowException as error:
+        if error.error_code in map(ErrorCode.Name, (RESOURCE_DOES_NOT_EXIST, INVALID_PARAMETER_VALUE)):
+            return None
+        raise
+
+
+def version_scores(client: "MlflowClient", version: Any) -> dict[str, float]:
     """The newest value of every score of a model version."""
     newest: dict[str, Any] = {}
     for metric in client.get_logged_model(_model_id(version)).metrics or []:
@@ -137,7 +145,7 @@ def version_metrics(client: "MlflowClient", version: Any) -> dict[str, float]:
 
 @contextmanager
 def registry_errors(registered_model_name: str) -> Iterator[None]:
-    """Whatever the registry refuses becomes a PipelineError of one line."""
+    """Turn what the registry refuses into a PipelineError of one line; `registered_model_name` says what was asked."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -150,18 +158,18 @@ def registry_errors(registered_model_name: str) -> Iterator[None]:
 
 
 def _model_id(version: Any) -> str:
-    """Of the logged model behind a version: MLflow's own database keeps it only in the version's source."""
+    """Id of the logged model behind a version, which MLflow's database keeps only in the version's source."""
     return str(version.model_id or version.source.removeprefix("models:/"))
 
 
-def _log_metrics(client: "MlflowClient", version: Any, metrics: Mapping[str, float]) -> None:
+def _log_scores(client: "MlflowClient", version: Any, scores: Mapping[str, float]) -> None:
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
     model_id = _model_id(version)
     entries = [
         Metric(f"{SCORE}{name}", value, now, 0, model_id=model_id, run_id=version.run_id)
-        for name, value in metrics.items()
+        for name, value in scores.items()
     ]
     client.log_batch(version.run_id, metrics=entries)
 

@@ -30,9 +30,10 @@ NAMES = ("cat", "dog", "cow")
 
 REGISTER = """
 from pathlib import Path
+from pipeline.release.facts import VersionFacts
 from pipeline.release.registry import register_model
-print(register_model(Path("w.safetensors"), "{digest}", registered_model_name="fcn8s-gain", run_name="tiny",
-    tags={{"variant": "gain"}}, metrics={{"mean_iou": 0.5}}, description="# Card"))
+tags = {{"weights_sha256": "{digest}", "variant": "gain"}}
+print(register_model(Path("w.safetensors"), "fcn8s-gain", VersionFacts("tiny", tags, {{"mean_iou": 0.5}}, "# Card")))
 """
 
 
@@ -199,7 +200,7 @@ def test_predict_and_export_say_what_is_missing(registry, tmp_path):
 
 
 def test_class_names_cannot_lead_out_of_the_folder(registry, tmp_path):
-    """Weights of strangers name their classes as they like."""
+    """An untrusted weights file can name its classes in any way."""
     Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
     model = FCN8s(1, architecture_section())
     model.classifier.score.bias.data.fill_(20.0)

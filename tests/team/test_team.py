@@ -16,6 +16,9 @@ import psutil
 import pytest
 import requests
 from checkouts import PATIENCE, becomes, environment, git, git_checkout
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+from rivals import promote_in_two_processes
 from servers import free_port, running
 
 pytestmark = pytest.mark.system
@@ -57,6 +60,46 @@ def postgres(tmp_path_factory) -> Iterator[str]:
     finally:
         call("pg_ctl", "--pgdata", data, "--wait", "--mode", "immediate", "stop")
         shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("served", [True, False], ids=["served", "direct"])
+def test_of_two_promotions_at_once_on_postgresql_one_wins(postgres, tmp_path, monkeypatch, served):
+    """Through a server and without one; the loser says who won, and the audit trail has one entry."""
+    database = f"postgresql+psycopg2://{postgres}/mlflow"
+    env = environment(tmp_path)
+    with ExitStack() as stack:
+        uri = database
+        if served:
+            port = free_port()
+            uri = f"http://127.0.0.1:{port}"
+            command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+            command += ["--backend-store-uri", database, "--workers", "1"]
+            command += ["--artifacts-destination", str(tmp_path / "artifacts")]
+            stack.enter_context(running(command, f"{uri}/health", tmp_path / "log", cwd=tmp_path, env=env))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        client = MlflowClient()
+        for index in range(2):
+            name, folder = f"net{index}", tmp_path / str(index)
+            folder.mkdir()
+            version = challenger(client, name)
+            winner, loser = promote_in_two_processes(folder, name, uri)
+            assert winner == f"version {version} of {name} is the champion now (there was none)\n"
+            assert f"refused: {name}: another promotion came first" in loser
+            assert str(client.get_model_version_by_alias(name, "champion").version) == version
+            assert list(client.get_registered_model(name).tags) == ["promotion.1"]
+
+
+def challenger(client: MlflowClient, name: str) -> str:
+    """A new registered model whose first version may be promoted; the version."""
+    experiment = client.create_experiment(f"runs of {name}")
+    run = client.create_run(experiment).info.run_id
+    model = client.create_logged_model(experiment, source_run_id=run).model_id
+    scores = {"mean_iou": 0.8, "attention_iou": 0.4, "worst_group": 0.1}
+    client.log_batch(run, [Metric(key, value, 1, 0, model_id=model, run_id=run) for key, value in scores.items()])
+    client.create_registered_model(name)
+    version = client.create_model_version(name, f"models:/{model}", run, model_id=model).version
+    client.set_registered_model_alias(name, "challenger", version)
+    return str(version)
 
 
 def test_two_workers_share_servers_and_remote(postgres, tmp_path):

@@ -1,0 +1,111 @@
+"""Images on their way into a prediction and out of it: files and requests decoded, results encoded."""
+
+import base64
+import binascii
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from pipeline.base.errors import PipelineError
+
+MAX_BYTES = 20 * 2**20  # of an encoded image
+MAX_PIXELS = 8_000_000  # of an image; their activations in the first layer alone take 2 GB at full width
+FORMATS = ("PNG", "JPEG")
+
+
+def read_image(content: bytes, name: str = "image") -> NDArray[np.uint8]:
+    """Decode a PNG or JPEG file to (H, W, 3) RGB of 0 to 255; what is too large is refused before it is decoded.
+
+    Args:
+        name: of the image, for messages.
+
+    Raises:
+        PipelineError: the file is empty, too large, of another format, or damaged.
+    """
+    if len(content) > MAX_BYTES:
+        raise PipelineError(f"{name}: {len(content)} bytes; at most {MAX_BYTES} are taken")
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            _check_size(image.width, image.height, name)
+            return np.asarray(image.convert("RGB"))
+    except UnidentifiedImageError:  # its text is the address of a buffer
+        raise PipelineError(f"{name}: no readable {' or '.join(FORMATS)}") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise PipelineError(f"{name}: no readable {' or '.join(FORMATS)} ({error})") from error
+
+
+def requested_image(value: Any, name: str) -> NDArray[np.uint8]:
+    """Decode the image of a request: base64 of a PNG or JPEG file, or nested lists (H, W, 3) of 0 to 255.
+
+    Args:
+        name: of the image, for messages.
+
+    Raises:
+        PipelineError: it is neither, or `read_image` refuses it.
+    """
+    if isinstance(value, str):
+        if len(value) > MAX_BYTES * 4 // 3 + 4:
+            raise PipelineError(f"{name}: {len(value)} characters; at most {MAX_BYTES} bytes are taken")
+        try:
+            return read_image(base64.b64decode(value, validate=True), name)
+        except binascii.Error as error:
+            raise PipelineError(f"{name}: not base64 ({error})") from error
+    try:
+        pixels = np.asarray(value)
+    except ValueError as error:
+        raise PipelineError(f"{name}: rows of unequal length ({error})") from error
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or not np.issubdtype(pixels.dtype, np.number):
+        raise PipelineError(
+            f"{name}: neither base64 text nor numbers of shape (H, W, 3), got {pixels.dtype} {pixels.shape}"
+        )
+    _check_size(pixels.shape[1], pixels.shape[0], name)
+    if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 255):
+        raise PipelineError(f"{name}: pixels must lie in 0 to 255")
+    return pixels.astype(np.uint8)
+
+
+def palette_png(classes: NDArray[np.uint8], palette: Sequence[int]) -> bytes:
+    """Class values (H, W) as the bytes of a palette PNG; `palette` is 768 values, R, G and B of each class value."""
+    image = Image.fromarray(classes).convert("P")
+    image.putpalette(list(palette))
+    return _png(image)
+
+
+def grey_png(attention: NDArray[np.floating]) -> bytes:
+    """Attention (H, W) in [0, 1] as the bytes of a grey PNG of 0 to 255."""
+    return _png(Image.fromarray((attention * 255).round().astype(np.uint8)))
+
+
+def run_lengths(classes: NDArray[np.uint8], class_names: Sequence[str]) -> dict[str, dict[str, list[int]]]:
+    """Masks of the classes that occur in a segmentation (H, W) of class values, as COCO's uncompressed run lengths.
+
+    Returns:
+        Class name to {"size": [H, W], "counts": [...]}: lengths of alternating runs outside and inside the mask,
+        column by column, beginning with a run outside, which may be 0.
+    """
+    pixels = classes.ravel(order="F")
+    ends = np.append(np.flatnonzero(np.diff(pixels)) + 1, pixels.size)
+    starts, values = np.insert(ends[:-1], 0, 0), pixels[np.insert(ends[:-1], 0, 0)]
+    found = {}
+    for value in np.unique(values[values > 0]):
+        # Where the mask begins and ends; runs of the class never touch, since equal neighbours are one run.
+        bounds = np.stack([starts[values == value], ends[values == value]], axis=1).ravel()
+        counts = np.diff(bounds, prepend=0, append=pixels.size)
+        counts = counts[:-1] if bounds[-1] == pixels.size else counts
+        found[class_names[value - 1]] = {"size": list(classes.shape), "counts": counts.tolist()}
+    return found
+
+
+def _check_size(width: int, height: int, name: str) -> None:
+    if width * height == 0 or width * height > MAX_PIXELS:
+        raise PipelineError(f"{name}: {width} x {height} pixels; at most {MAX_PIXELS} pixels are taken")
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
