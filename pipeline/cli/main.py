@@ -85,7 +85,7 @@ def stop_server() -> None:
     from pipeline.flows.processes import stop
 
     ended = stop()
-    print(f"down: stopped {', '.join(ended)}" if ended else "down: nothing of ours was running")
+    print(f"down: stopped {', '.join(ended)}" if ended else "down: nothing that was started here is running")
 
 
 @app.command("promote")

@@ -380,7 +380,7 @@ def test_down_stops_what_was_started_and_nothing_else(site):
     try:
         assert site.run("-m", "pipeline.cli.main", "down").stdout.startswith("down: stopped ")
         assert becomes(lambda: [found.pid for found in processes(site.folder)] == [other.pid])
-        assert "nothing of ours was running" in site.run("-m", "pipeline.cli.main", "down").stdout
+        assert "nothing that was started here is running" in site.run("-m", "pipeline.cli.main", "down").stdout
     finally:
         other.kill()
         other.wait()
