@@ -32,7 +32,8 @@ def start(name: str, script: str) -> processes.Started:
     return processes.start(name, [sys.executable, "-c", script], os.environ)
 
 
-def test_processes_are_noted_logged_and_ended_with_their_children():
+def test_processes_are_noted_logged_and_ended_with_their_children(monkeypatch):
+    monkeypatch.setattr(processes, "STOP_SECONDS", 1.0)
     first = start("worker of gpu", "import time; print('one'); time.sleep(600)")
     second = start("parent", PARENT)
     assert [process.name for process in processes.started()] == ["worker of gpu", "parent"]
