@@ -118,7 +118,7 @@ class Report:
         create_markdown_artifact(summary, key="summary", description="Stages, scores and MLflow runs")
 
     def _metrics(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Model to group to score to value, fractions; empty if the models were not evaluated, or in vain."""
+        """Model to group to score to value, fractions; empty unless the models were evaluated."""
         evaluate = self._finished.get("evaluate")
         if evaluate is None or not evaluate.completed:
             return {}

@@ -210,7 +210,7 @@ def test_deployment_run_with_other_parameters_is_an_experiment(site):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"profile": "smok"}, "'smok' is not under profiles; choose one of"),
+        ({"profile": "smok"}, "'smok' is not under profiles; did you mean 'smoke'?"),
         ({"targets": ["finetun"]}, "no stage 'finetun' in dvc.yaml; did you mean 'finetune'?"),
         ({"overrides": ["profiles.smoke.pretrain.lr=1"]}, "params.yaml has no such key"),
         ({"share": True}, "no default DVC remote"),

@@ -92,6 +92,7 @@ def test_a_worker_that_has_just_died_is_replaced(tmp_path, monkeypatch):
     assert local_server._has_worker(server, "gpu", "here-gpu")
 
 
+@pytest.mark.system
 def test_credentials_are_not_part_of_a_failure(monkeypatch):
     monkeypatch.setattr(local_server, "PREFECT", ("sh", "-c", "echo cannot reach http://ann:hidden@host >&2; exit 1"))
     with pytest.raises(PipelineError) as failure:

@@ -12,8 +12,11 @@ from checkouts import becomes
 from pipeline.base.files import write_json
 from pipeline.flows import processes
 
-# What outlives the command that started it is not waited for.
-pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+pytestmark = [
+    pytest.mark.system,
+    # What outlives the command that started it is not waited for.
+    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
+]
 PARENT = "import subprocess, time; print(subprocess.Popen(['sleep', '600']).pid, flush=True); time.sleep(600)"
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
@@ -29,7 +32,8 @@ def start(name: str, script: str) -> processes.Started:
     return processes.start(name, [sys.executable, "-c", script], os.environ)
 
 
-def test_processes_are_noted_logged_and_ended_with_their_children():
+def test_processes_are_noted_logged_and_ended_with_their_children(monkeypatch):
+    monkeypatch.setattr(processes, "STOP_SECONDS", 1.0)
     first = start("worker of gpu", "import time; print('one'); time.sleep(600)")
     second = start("parent", PARENT)
     assert [process.name for process in processes.started()] == ["worker of gpu", "parent"]
