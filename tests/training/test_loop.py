@@ -16,6 +16,7 @@ from pipeline.data.samples import Sample
 from pipeline.gain.losses import Criterion
 from pipeline.gain.network import GuidedNetwork, class_pairs
 from pipeline.model.weights import state_digest
+from pipeline.tracking.progress import Progress
 from pipeline.training.checkpoints import CheckpointFile, fingerprint
 from pipeline.training.loop import fit, seed_epoch
 from pipeline.training.optimization import (
@@ -59,14 +60,16 @@ def last_bias(model):
 
 def run(
     model, checkpoint: Path, options: Training = OPTIONS, *, loss_weights=ALL_WEIGHTS, ramp_fraction=0.1,
-    validate=lambda _: {"val/mean_iou": 0.0}, observe=last_bias, on_epoch=lambda *_: None,
+    validate=lambda _: {"val/mean_iou": 0.0}, observe=last_bias, on_epoch=lambda *_: None, watchers=(),
 ):  # fmt: skip
     loader = training_loader(Squares(), batch_size=options.batch_size, seed=0, num_workers=0)
     fabric = Fabric(accelerator="cpu", devices=1)
     fabric.seed_everything(0, verbose=False)
     attention = attention_section(ramp_fraction=ramp_fraction)
     task = task_of(model, loader, options, loss_weights, attention=attention, fabric=fabric)
-    return fit(task, CheckpointFile(checkpoint.parent, checkpoint.name), validate, observe, [AfterEpoch(on_epoch)])
+    return fit(
+        task, CheckpointFile(checkpoint.parent, checkpoint.name), validate, observe, [AfterEpoch(on_epoch), *watchers]
+    )
 
 
 def test_one_batch_is_overfit(tiny_model, tmp_path):
@@ -297,7 +300,7 @@ def test_gradient_norm_by_hand():
 
 def test_training_warns_of_losses_that_do_not_fall(tiny_model, tmp_path, capsys):
     options = ONE_STEP.model_copy(update={"num_epochs": 3, "learning_rate": 1e-12})
-    run(tiny_model(), tmp_path / "run", options, loss_weights={"segmentation": 1.0})
+    run(tiny_model(), tmp_path / "run", options, loss_weights={"segmentation": 1.0}, watchers=[Progress()])
     warnings = capsys.readouterr().err.splitlines()
     assert [line.split(";")[0].split(": ")[2] for line in warnings] == ["loss/segmentation does not fall"] * 2
 
@@ -398,7 +401,7 @@ class HostReads(TorchDispatchMode):
 @pytest.mark.parametrize("masked_gradient", ["shared", "attention_only"])
 def test_step_reads_nothing_back_from_the_device(tiny_model, batch, monkeypatch, masked_gradient):
     """A GPU can then be given the next step while it works on this one. Pairs are chosen before, on the host."""
-    monkeypatch.setattr("pipeline.training.loop.LOOK_SECONDS", math.inf)
+    monkeypatch.setattr("pipeline.training.step.LOOK_SECONDS", math.inf)
     model = tiny_model()
     freeze(model, [])
     network = GuidedNetwork(
