@@ -12,12 +12,12 @@ import pytest
 import yaml
 
 from pipeline.base.dvc_files import check_matrix
-from pipeline.base.params import SECTIONS, load_params
+from pipeline.base.params import SECTIONS, load_params, read_document
 from pipeline.report.tables import results_table
 
 REPOSITORY = Path(__file__).parents[1]
 DVC = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())
-PARAMS = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+PARAMS = read_document(REPOSITORY / "params.yaml")
 STUDY = yaml.safe_load((REPOSITORY / "study" / "dvc.yaml").read_text())
 MOST_LINES = 50  # of a stage
 
@@ -163,7 +163,7 @@ def test_lock_belongs_to_the_committed_code(name):
 
 @pytest.mark.parametrize(("name", "profile"), [("dvc.lock", "embedded"), ("study/dvc.lock", "study")])
 def test_lock_belongs_to_the_committed_parameters(name, profile):
-    lock = yaml.safe_load((REPOSITORY / name).read_text())
+    lock = read_document(REPOSITORY / name)
     for stage_name, stage in lock["stages"].items():
         seed = int(re.search(r"@(\d)|-(\d)", stage_name)[1] or 0) if "study" in name and "@" in stage_name else 0
         for file, used in stage.get("params", {}).items():
