@@ -16,8 +16,8 @@ repro: $(BIN)/.installed ## run the pipeline: data, training, evaluation, regist
 	$(BIN)/dvc repro
 
 study: $(BIN)/.installed ## every variant over three seeds: the table and figures of study/results
-	printf '%s\n' 0 1 2 | OMP_NUM_THREADS=1 xargs -P 3 -I SEED $(BIN)/dvc --wait-for-lock repro study/dvc.yaml:evaluate@SEED
-	$(BIN)/dvc repro study/dvc.yaml
+	printf '%s\n' 0 1 2 | OMP_NUM_THREADS=1 xargs -P 3 -I SEED $(BIN)/dvc --cd study --wait-for-lock repro evaluate@SEED
+	$(BIN)/dvc --cd study repro
 
 check: $(BIN)/.installed ## lint, types, import contract, tests that start no process: what to run before a commit
 	@$(MAKE) --no-print-directory --jobs 2 lint units
@@ -79,7 +79,8 @@ lock: $(BIN)/.installed ## resolve requirements.lock again, for Python 3.11 to 3
 		--custom-compile-command "make lock" pyproject.toml -o requirements.lock
 
 clean: ## remove what the pipeline made, keep the DVC cache and the environment
-	rm -rf data models checkpoints reports/* study/seed* .tracking .runs mlflow.db mlruns
+	rm -rf data models checkpoints study/seed* .tracking .runs mlflow.db mlruns
+	find reports -mindepth 1 -maxdepth 1 ! -name configure -exec rm -rf {} + # configure's are in Git, links included
 
 git-repository:
 	@command -v git > /dev/null || { echo "make: error: git is missing; install it" >&2; exit 1; }
