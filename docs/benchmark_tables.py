@@ -23,7 +23,6 @@ def insert(page: Path, tables: Mapping[str, str]) -> None:
 def insert_benchmarks() -> None:
     """The tables of `make bench`."""
     found = {name: json.loads((BENCHMARKS / f"{name}.json").read_text(encoding="utf-8")) for name in NAMES}
-    insert(REPOSITORY / "README.md", {"performance": performance_table(found["guidance"], found["loading"])})
     insert(
         REPOSITORY / "docs" / "performance.md",
         {

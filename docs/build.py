@@ -24,19 +24,18 @@ STUDY = REPOSITORY / "study"
 
 
 def main() -> None:
-    """Write docs/*.png, docs/study.md and the tables between the markers in README.md."""
+    """Write docs/*.png, docs/study-runs.md and the tables between the markers in README.md and docs/study.md."""
     dataset_figure().save(REPOSITORY / "docs" / "dataset.png", optimize=True)
     strip = STUDY / "seed0" / "reports" / "evaluate" / "pictures" / "gain_ext_10" / "attention_evolution.png"
     for name, picture in {"panels": REPORTS / "pictures" / "comparison.png", "evolution": strip}.items():
         reduced = Image.open(picture).convert("RGB").quantize(256, dither=Image.Dither.NONE)
         reduced.save(REPOSITORY / "docs" / f"{name}.png", optimize=True)
-    tables = {
-        "results": results_table(json.loads((REPORTS / "metrics.json").read_text(encoding="utf-8"))),
-        "study": (STUDY / "results" / "table.md").read_text(encoding="utf-8").strip(),
-    }
-    insert(REPOSITORY / "README.md", tables)
+    results = results_table(json.loads((REPORTS / "metrics.json").read_text(encoding="utf-8")))
+    insert(REPOSITORY / "README.md", {"results": results})
+    study = (STUDY / "results" / "table.md").read_text(encoding="utf-8").strip()
+    insert(REPOSITORY / "docs" / "study.md", {"study": study})
     insert_benchmarks()
-    (REPOSITORY / "docs" / "study.md").write_text(study_page(), encoding="utf-8")
+    (REPOSITORY / "docs" / "study-runs.md").write_text(study_page(), encoding="utf-8")
 
 
 def study_page() -> str:

@@ -52,7 +52,7 @@ def set_params(folder: Path, changes: dict[str, object]) -> None:
         section = params["profiles"][params["profile"]] if key.startswith(".") else params
         *parents, last = key.lstrip(".").split(".")
         for parent in parents:
-            section = section[parent]
+            section = section.setdefault(parent, {})
         section[last] = value
     path.write_text(yaml.safe_dump(params, sort_keys=False))
 

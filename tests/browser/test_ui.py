@@ -14,7 +14,7 @@ from servers import free_port, running
 
 pytestmark = pytest.mark.system
 
-CHANGE = "profiles.smoke.finetune.variants.gain_ext.loss_weights.external_supervision=5.0"
+CHANGE = "profiles.smoke.variants.gain_ext.loss_weights.external_supervision=5.0"
 SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 expect.set_options(timeout=60_000)
 

@@ -129,7 +129,7 @@ def test_one_loss_weight_retrains_one_variant(repro, tmp_path):
     """Parameters are tracked per variant; nothing else is invalidated."""
     folder = tmp_path / "repo"
     shutil.copytree(repro, folder)
-    set_params(folder, {".finetune.variants.gain.loss_weights.attention_mining": 0.5})
+    set_params(folder, {".variants.gain.loss_weights.attention_mining": 0.5})
     changed = {
         name.split(":")[0] for name in dvc(folder, "status").stdout.splitlines() if name and not name.startswith("\t")
     }
@@ -233,7 +233,7 @@ def test_learning_rate_range_test_refuses_in_one_line(copy):
 
 def test_boxes_and_shuffled_masks_guide_a_training(copy):
     for guidance in ("boxes", "shuffled_masks"):
-        set_params(copy, {".finetune.attention.guidance": guidance})
+        set_params(copy, {".attention.guidance": guidance})
         result = stage(copy, "finetune", "gain_ext")
         assert result.returncode == 0, result.stderr
         assert "8 of 16 images guide attention" in result.stdout

@@ -196,7 +196,7 @@ def test_ranks_must_be_as_many_as_the_parameters_say(copy):
     ("changes", "message"),
     [
         ({".pretrain.batch_size": 9}, "pretrain.batch_size: 9 images cannot be shared out evenly over 2 devices"),
-        ({".finetune.training.update_batch_norm": True}, "update_batch_norm must be false where several devices mine"),
+        ({".finetune.update_batch_norm": True}, "update_batch_norm must be false where several devices mine"),
         ({".runtime.strategy": "horovod"}, "runtime.strategy"),
     ],
 )
