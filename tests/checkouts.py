@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
@@ -69,8 +69,19 @@ def dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def stage(folder: Path, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A stage as its user calls it, after the stage configure; what configure refuses is the result."""
+    if name != "configure":
+        configured = stage(folder, "configure", *arguments_of_configure(arguments))
+        if configured.returncode:
+            return configured
     command = [sys.executable, "-m", f"stages.{name}", *arguments]
     return subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
+
+
+def arguments_of_configure(arguments: Sequence[str]) -> list[str]:
+    """The folder, where a stage is given one."""
+    index = arguments.index("--folder") if "--folder" in arguments else len(arguments)
+    return list(arguments[index : index + 2])
 
 
 def gain(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from pipeline.base.errors import PipelineError
 from pipeline.base.files import atomic_folder
-from pipeline.base.params import load_params
+from pipeline.base.overrides import explained, unused_changes
+from pipeline.base.params import load_params, read_document
 from pipeline.base.profile import Params
 from pipeline.flows import dag
 from pipeline.tracking.tracker import SPOOLS
@@ -69,19 +70,19 @@ def apply_overrides(path: Path, overrides: Sequence[str]) -> None:
     from dvc.exceptions import DvcException
     from dvc.utils.hydra import apply_overrides as apply
 
+    before = read_document(path)
     try:
         apply(str(path), list(overrides))
-        chosen = load_params(path).profile
+        load_params(path)
     except PipelineError as error:
         raise PipelineError(f"overrides: {str(error).removeprefix(f'{path}: ')}") from error
     except (DvcException, ValueError, TypeError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         reason = "params.yaml has no such key" if reason.startswith("Could not override") else reason
         raise PipelineError(f"overrides: {', '.join(overrides)}: {reason}; write KEY=VALUE as in -S") from error
-    for override in overrides:
-        key = override.split("=", maxsplit=1)[0].lstrip("+~")
-        if key.startswith("profiles.") and key.split(".")[1] != chosen:
-            raise PipelineError(f"overrides: {override} changes nothing: the chosen profile is {chosen}")
+    after = read_document(path)
+    if unused := unused_changes(before, after):
+        raise PipelineError(f"overrides: {unused[0]} changes nothing: {explained(unused[0], after)}")
 
 
 def save_experiment(experiment: Experiment, stages: Sequence[str]) -> None:

@@ -130,6 +130,7 @@ def test_one_loss_weight_retrains_one_variant(repro, tmp_path):
     folder = tmp_path / "repo"
     shutil.copytree(repro, folder)
     set_params(folder, {".variants.gain.loss_weights.attention_mining": 0.5})
+    assert dvc(folder, "repro", "configure").returncode == 0
     changed = {
         name.split(":")[0] for name in dvc(folder, "status").stdout.splitlines() if name and not name.startswith("\t")
     }
@@ -178,7 +179,7 @@ def test_cuda_without_a_gpu_is_one_line(copy, monkeypatch):
 
 
 def test_unknown_variant_is_one_line(copy):
-    one_line(stage(copy, "finetune", "gian"), "finetune.variants has no 'gian'", "control, gain, gain_ext")
+    one_line(stage(copy, "finetune", "gian"), "variants has no 'gian'; did you mean 'gain'?")
 
 
 def test_damaged_image_is_one_line_and_leaves_no_manifest(copy):
@@ -240,10 +241,12 @@ def test_boxes_and_shuffled_masks_guide_a_training(copy):
 
 
 def test_a_stage_runs_in_a_folder_with_a_seed_of_its_own(copy):
-    result = stage(copy, "download", "--folder", "study/seed7", "--seed", "7")
-    assert result.returncode == 0, result.stderr
+    place = ("--folder", "study/seed7")
+    for arguments in (("configure", *place, "--seed", "7"), ("download", *place)):
+        result = python(copy, "-m", f"stages.{arguments[0]}", *arguments[1:])
+        assert result.returncode == 0, result.stderr
     image = "voc/JPEGImages/train_00000.jpg"
     assert (copy / "study/seed7/data" / image).read_bytes() != (copy / "data" / image).read_bytes()
-    refused = stage(copy, "download", "--seed", "many")
+    refused = stage(copy, "configure", "--seed", "many")
     assert refused.returncode == 2
     assert len(refused.stderr.strip().splitlines()) == 1
