@@ -23,6 +23,7 @@ from pipeline.base.workspace import Workspace
 from pipeline.flows.dag import StagePlan
 from pipeline.flows.flow_run import record_device
 from pipeline.release.registry import find_runs, flat_scores, select_variant
+from pipeline.report.tables import Scores, results_table
 from pipeline.tracking.server import tracking_uri
 
 LOCAL_UI = "http://127.0.0.1:5000"  # where a bare `mlflow ui` shows a local database
@@ -114,26 +115,25 @@ class Report:
             best = select_variant(metrics, register.candidates, register.metric)
             rows = [{"model": name, "best": name == best, **flat_scores(groups)} for name, groups in metrics.items()]
             create_table_artifact(rows, key="scores", description="Every score of every model, as fractions")
-        summary = self._summary(list(metrics))
+        summary = self._summary(metrics)
         create_markdown_artifact(summary, key="summary", description="Stages, scores and MLflow runs")
 
-    def _metrics(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Model to group to score to value, fractions; empty unless the models were evaluated."""
+    def _metrics(self) -> dict[str, Scores]:
+        """Scores of each model, as fractions; empty unless the models were evaluated."""
         evaluate = self._finished.get("evaluate")
         if evaluate is None or not evaluate.completed:
             return {}
         path = self._space.reports / "evaluate" / "metrics.json"
-        metrics: dict[str, dict[str, dict[str, float]]] = json.loads(path.read_text(encoding="utf-8"))
+        metrics: dict[str, Scores] = json.loads(path.read_text(encoding="utf-8"))
         return metrics
 
-    def _summary(self, models: list[str]) -> str:
+    def _summary(self, metrics: dict[str, Scores]) -> str:
         title = f"# {self.params.profile}, seed {self.params.seed}"
         lines = [title, "", "| stage | outcome | seconds | device |", "|---|---|---|---|"]
         lines += [f"| {stage} | {finished} |" for stage, finished in self._finished.items()]
-        if models:
-            report = (self._space.reports / "evaluate" / "report.md").read_text(encoding="utf-8")
-            lines += ["", "## Scores, percent", "", *(line for line in report.splitlines() if line.startswith("|"))]
-            lines += ["", "## MLflow", "", *self._links(models)]
+        if metrics:
+            lines += ["", "## Scores, percent", "", results_table(metrics)]
+            lines += ["", "## MLflow", "", *self._links(list(metrics))]
         if self.experiment:
             lines += ["", f"DVC experiment: `dvc exp apply {self.experiment}` brings it to the checkout."]
         return "\n".join(lines)

@@ -87,9 +87,8 @@ def test_scores_are_a_table_with_the_best_candidate_and_links_to_the_runs(tmp_pa
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:hidden@mlflow.example.org/")
     folder = tmp_path / "reports" / "evaluate"
     folder.mkdir(parents=True)
-    metrics = {name: {"segmentation": {"mean_iou": value}} for name, value in SCORES.items()}
+    metrics = {name: {"segmentation": {"mean_iou": value, "pixel_accuracy": 0.5}} for name, value in SCORES.items()}
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    (folder / "report.md").write_text("# Results\n\n| model | mean IoU |\n|---|---|\n| gain | 40.0 |\n")
     found = begin(tmp_path, "evaluate")
     with found.published():
         found.starts()
@@ -98,6 +97,7 @@ def test_scores_are_a_table_with_the_best_candidate_and_links_to_the_runs(tmp_pa
         (name, name == "gain", value) for name, value in SCORES.items()
     ]
     summary = artifacts["summary"]
-    assert "| gain | 40.0 |" in summary
+    assert "\n| model | mean IoU | pixel acc. |\n" in summary
+    assert "\n| gain | 40.0 | 50.0 |\n" in summary
     assert "- [gain](http://mlflow.example.org/#/experiments/1/runs/run-of-gain)" in summary
     assert "hidden" not in summary
