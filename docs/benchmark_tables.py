@@ -1,4 +1,4 @@
-"""The tables of `make bench` in README.md and docs/: `python -m docs.benchmark_tables`, and part of `make docs`."""
+"""The tables of `make bench` in docs/: `python -m docs.benchmark_tables`, and part of `make docs`."""
 
 import json
 import re
@@ -12,11 +12,18 @@ NAMES = ("guidance", "guidance-cuda", "loading", "loading-cuda", "memory", "star
 
 
 def insert(page: Path, tables: Mapping[str, str]) -> None:
-    """Replace what stands between the markers of each table."""
+    """Replace what stands between the markers of each table.
+
+    Raises:
+        ValueError: the page does not have the markers of one.
+    """
     text = page.read_text(encoding="utf-8")
     for name, table in tables.items():
         block = f"<!-- {name} -->\n{table}\n<!-- /{name} -->"
-        text = re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, block=block: block, text, flags=re.DOTALL)
+        pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
+        text, found = re.subn(pattern, lambda _, block=block: block, text, flags=re.DOTALL)
+        if not found:
+            raise ValueError(f"{page}: no markers <!-- {name} --> ... <!-- /{name} -->")
     page.write_text(text, encoding="utf-8")
 
 

@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+import yaml
 from PIL import Image
 
 from docs.benchmark_tables import insert, insert_benchmarks
+from docs.parameter_table import parameter_table
 from pipeline.base.files import digest_file
 from pipeline.data import voc
 from pipeline.data.images import decode_image
@@ -24,28 +26,30 @@ STUDY = REPOSITORY / "study"
 
 
 def main() -> None:
-    """Write docs/*.png, docs/study-runs.md and the tables between the markers in README.md and docs/study.md."""
+    """Write docs/*.png, docs/study-runs.md, and the tables between the markers of README.md and docs/."""
     dataset_figure().save(REPOSITORY / "docs" / "dataset.png", optimize=True)
     strip = STUDY / "seed0" / "reports" / "evaluate" / "pictures" / "gain_ext_10" / "attention_evolution.png"
     for name, picture in {"panels": REPORTS / "pictures" / "comparison.png", "evolution": strip}.items():
         reduced = Image.open(picture).convert("RGB").quantize(256, dither=Image.Dither.NONE)
         reduced.save(REPOSITORY / "docs" / f"{name}.png", optimize=True)
-    results = results_table(json.loads((REPORTS / "metrics.json").read_text(encoding="utf-8")))
-    insert(REPOSITORY / "README.md", {"results": results})
+    metrics = json.loads((REPORTS / "metrics.json").read_text(encoding="utf-8"))
+    insert(REPOSITORY / "README.md", {"results": results_table(metrics)})
     study = (STUDY / "results" / "table.md").read_text(encoding="utf-8").strip()
     insert(REPOSITORY / "docs" / "study.md", {"study": study})
+    dvc = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))
+    insert(REPOSITORY / "docs" / "parameters.md", {"parameters": parameter_table(dvc)})
     insert_benchmarks()
-    (REPOSITORY / "docs" / "study-runs.md").write_text(study_page(), encoding="utf-8")
+    (REPOSITORY / "docs" / "study-runs.md").write_text(study_runs(), encoding="utf-8")
 
 
-def study_page() -> str:
+def study_runs() -> str:
     """Every row behind the study's means, with the MLflow run that trained and scored it."""
     client, experiment_id = connect()
     lines = [
         "# The study, run by run",
         "",
         "Percent; the run id is that of the MLflow run in which the model was trained and scored (`make study`, then",
-        "`make ui`). Means, intervals and differences: [results.csv](../study/results/results.csv).",
+        "`gain ui`). Means, intervals and differences: [results.csv](../study/results/results.csv).",
         "",
         "| model | seed | " + " | ".join(HEADLINES.values()) + " | MLflow run |",
         "|---" * (len(HEADLINES) + 3) + "|",

@@ -1,10 +1,9 @@
-"""dvc.yaml, dvc.lock, params.yaml and README.md say the truth about the code."""
+"""dvc.yaml, dvc.lock, params.yaml and the files of the project say the truth about the code."""
 
 import ast
 import hashlib
 import json
 import re
-import subprocess
 import tomllib
 from pathlib import Path
 
@@ -12,8 +11,7 @@ import pytest
 import yaml
 
 from pipeline.base.dvc_files import check_matrix
-from pipeline.base.params import SECTIONS, load_params, read_document, resolve
-from pipeline.report.tables import results_table
+from pipeline.base.params import SECTIONS, load_params, read_document
 
 REPOSITORY = Path(__file__).parents[1]
 DVC = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())
@@ -177,69 +175,6 @@ def test_lock_belongs_to_the_committed_parameters(name, profile):
                 for part in key.split("."):
                     found = found[part]
                 assert found == value, f"{stage_name}: {key}: run `make repro` or `make study` and commit {name}"
-
-
-def committed(path: str) -> str:
-    result = subprocess.run(
-        ["git", "show", f"HEAD:{path}"], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
-    if result.returncode:
-        pytest.skip(f"{path} is not committed")
-    return result.stdout
-
-
-def test_readme_table_is_the_committed_metrics():
-    """Read from the commit: a checkout whose metrics another machine has made anew is no less true."""
-    readme, metrics = committed("README.md"), json.loads(committed("reports/evaluate/metrics.json"))
-    table = re.search(r"<!-- results -->\n(.*?)\n<!-- /results -->", readme, re.DOTALL)
-    assert table is not None
-    assert table[1].strip() == results_table(metrics)
-
-
-def test_docs_show_the_study_and_name_the_run_of_every_row():
-    table = re.search(r"<!-- study -->\n(.*?)\n<!-- /study -->", committed("docs/study.md"), re.DOTALL)
-    assert table is not None
-    assert table[1].strip() == committed("study/results/table.md").strip()
-    rows = [line for line in committed("docs/study-runs.md").splitlines() if re.match(r"\| \w+ \| \d \|", line)]
-    models = 1 + len(STUDY["stages"]["finetune"]["matrix"]["variant"])
-    assert len({re.search(r"`([0-9a-f]{32})` \|$", row)[1] for row in rows}) == 3 * models
-
-
-def test_readme_tree_names_every_room_and_every_stage():
-    tree = re.search(r"## The tree\n.*?```\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
-    assert tree is not None
-    for path in (REPOSITORY / "pipeline").iterdir():
-        if (path / "__init__.py").exists():
-            assert f"  {path.name}/ " in tree[1], f"{path.name} is missing from the tree in README.md"
-    for stage in DVC["stages"]:
-        assert stage in tree[1]
-
-
-def test_readme_fits_a_screen_and_a_half():
-    assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 150
-
-
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_of_a_page_lead_somewhere(page):
-    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
-        if "://" not in link:
-            assert (page.parent / link).exists(), link
-
-
-def test_parameters_that_the_pages_set_exist_and_would_change():
-    settings = [s for page in PAGES for s in re.findall(r"-S '?([\w.]+)=([\w.-]+)", page.read_text())]
-    assert settings
-    for key, value in settings:
-        if key == "profile" and value == "mine":  # the reader's own
-            continue
-        # A profile may set what it does not say yet.
-        found = resolve({**PARAMS, "profile": key.split(".")[1]}) if key.startswith("profiles.") else PARAMS
-        for part in key.removeprefix("profiles.").removeprefix(f"{found['profile']}.").split("."):
-            found = found[part]
-        assert str(found) != value, key
 
 
 def test_version_and_pythons_are_the_same_everywhere():
