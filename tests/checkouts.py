@@ -4,8 +4,10 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import yaml
@@ -28,11 +30,21 @@ def checkout(folder: Path, profile: str = "smoke", **changes: object) -> Path:
     return folder
 
 
-def git_checkout(folder: Path, profile: str = "smoke", **changes: object) -> Path:
-    """The same with a history of one commit, as runs with other parameters need it."""
+def dvc_checkout(folder: Path, profile: str = "smoke", **changes: object) -> Path:
+    """The same for DVC without Git; what `dvc init --no-scm` writes, without the seconds that the command takes."""
     checkout(folder, profile, **changes)
+    (folder / ".dvc").mkdir()
+    (folder / ".dvc" / "config").write_text("[core]\n    no_scm = True\n")
+    return folder
+
+
+def git_checkout(folder: Path, profile: str = "smoke", **changes: object) -> Path:
+    """The same with a history of one commit, as runs with other parameters need it, and as a clone has it."""
+    checkout(folder, profile, **changes)
+    (folder / ".dvc").mkdir()
+    for name in ("config", ".gitignore"):
+        shutil.copy(REPOSITORY / ".dvc" / name, folder / ".dvc" / name)
     git(folder, "init", "--quiet", "--initial-branch", "main")
-    assert dvc(folder, "init").returncode == 0
     git(folder, "add", ".")
     git(folder, "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "--message", "Begin")
     return folder
@@ -42,6 +54,20 @@ def git(folder: Path, *arguments: str) -> str:
     result = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
+
+
+def tracking_database(path: Path) -> Path:
+    """An MLflow database without records, copied: MLflow takes seconds to make one, so a machine makes it once."""
+    name = f"guided-attention-tests-{os.getuid()}-mlflow-{version('mlflow')}.db"
+    template = Path(tempfile.gettempdir()) / name
+    if not template.exists():
+        from mlflow import MlflowClient
+
+        with tempfile.TemporaryDirectory(dir=template.parent) as folder:
+            MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
+            Path(folder, "mlflow.db").replace(template)
+    shutil.copy(template, path)
+    return path
 
 
 def set_params(folder: Path, changes: dict[str, object]) -> None:

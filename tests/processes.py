@@ -20,6 +20,7 @@ import pytest
 MARK = "GAIN_TEST_PROCESS"
 STARTS = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system")  # Python's audit events
 POLL_SECONDS = 0.2
+WATCH_SECONDS = 1.0  # looking through all processes costs milliseconds
 PATIENCE_SECONDS = 30.0  # for what a test has stopped and not waited for
 
 _unit_test = ""  # the running test that may start nothing; "" else
@@ -47,7 +48,7 @@ def watch(parent: int, mark: str) -> None:
     while os.getppid() == parent:
         with suppress(psutil.Error):
             forked = {child for child in psutil.Process(parent).children() if child.pid != os.getpid()}
-        time.sleep(POLL_SECONDS)
+        time.sleep(WATCH_SECONDS)
     while found := [*marked(mark), *filter(is_alive, forked)]:
         for process in found:
             with suppress(psutil.Error):

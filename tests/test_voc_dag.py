@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from checkouts import checkout, dvc, gain, one_line, set_params, stage
+from checkouts import checkout, dvc, dvc_checkout, gain, one_line, set_params, stage, tracking_database
 from small_archives import pytorch_fcn_state, slim_vgg16, voc2012_ids, write_voc2012
 
 from pipeline.data import voc
@@ -83,8 +83,8 @@ def served(tmp_path_factory) -> Iterator[SimpleNamespace]:
 @pytest.fixture(scope="module")
 def repro(served, tmp_path_factory) -> Path:
     """A checkout in which `dvc repro` has run on the profile voc2012, its networks slim."""
-    folder = checkout(tmp_path_factory.mktemp("voc") / "repo", "voc2012", **served.changes)
-    assert dvc(folder, "init", "--no-scm").returncode == 0
+    folder = dvc_checkout(tmp_path_factory.mktemp("voc") / "repo", "voc2012", **served.changes)
+    tracking_database(folder / "mlflow.db")
     result = dvc(folder, "repro")
     assert result.returncode == 0, result.stdout + result.stderr
     return folder

@@ -8,7 +8,18 @@ from pathlib import Path
 import checkouts
 import mlflow
 import pytest
-from checkouts import checkout, dvc, environment, gain, one_line, python, set_params, stage
+from checkouts import (
+    checkout,
+    dvc,
+    dvc_checkout,
+    environment,
+    gain,
+    one_line,
+    python,
+    set_params,
+    stage,
+    tracking_database,
+)
 
 from pipeline.base.files import digest_file
 
@@ -30,8 +41,7 @@ runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 @pytest.fixture(scope="module")
 def repro(tmp_path_factory) -> Path:
     """A checkout in which `dvc repro` has run."""
-    folder = checkout(tmp_path_factory.mktemp("dag") / "repo")
-    assert dvc(folder, "init", "--no-scm").returncode == 0
+    folder = dvc_checkout(tmp_path_factory.mktemp("dag") / "repo")
     result = dvc(folder, "repro")
     assert result.returncode == 0, result.stdout + result.stderr
     return folder
@@ -43,6 +53,7 @@ def copy(repro, tmp_path) -> Path:
     folder = checkout(tmp_path / "repo")
     for name in ("data", "models"):
         shutil.copytree(repro / name, folder / name)
+    tracking_database(folder / "mlflow.db")
     return folder
 
 

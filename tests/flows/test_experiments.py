@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import yaml
-from checkouts import checkout, dvc, git, git_checkout, set_params
+from checkouts import checkout, dvc_checkout, git, git_checkout, set_params
 
 from pipeline.flows import dag
 from pipeline.flows.experiments import discard, prepare_experiment
@@ -20,9 +20,7 @@ def repository(tmp_path_factory):
 @pytest.fixture(scope="module")
 def spoilt(tmp_path_factory):
     """A checkout whose dvc.yaml the tests rewrite."""
-    folder = checkout(tmp_path_factory.mktemp("spoilt") / "repo")
-    assert dvc(folder, "init", "--no-scm").returncode == 0
-    return folder
+    return dvc_checkout(tmp_path_factory.mktemp("spoilt") / "repo")
 
 
 def rewrite(folder, stage, **meta):

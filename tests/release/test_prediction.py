@@ -46,9 +46,7 @@ def test_predicted_classes_are_listed_by_probability():
 
 @pytest.mark.system  # the export takes many seconds
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-@pytest.mark.parametrize(
-    "options", [{"padding": 1}, {"padding": 100, "batch_norm": False}, {"attention_layer": "pool5"}]
-)
+@pytest.mark.parametrize("options", [{"padding": 1}, {"padding": 100, "batch_norm": False, "attention_layer": "pool5"}])
 def test_onnx_graph_agrees_at_any_batch_and_size(tiny_model, tmp_path, options):
     model = tiny_model(**options)
     save_weights(tmp_path / "w.safetensors", model, NAMES)

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import requests
 import torch
-from checkouts import PATIENCE, environment, gain, one_line, python
+from checkouts import PATIENCE, checkout, environment, gain, one_line, python, tracking_database
 from PIL import Image
 from sections import architecture_section
 from servers import answers, free_port, running
@@ -40,9 +40,8 @@ print(register_model(Path("w.safetensors"), "fcn8s-gain", VersionFacts("tiny", t
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory) -> Path:
     """A folder with params.yaml and a registry in which a tiny network is the challenger."""
-    from checkouts import checkout
-
     folder = checkout(tmp_path_factory.mktemp("serving") / "repo")
+    tracking_database(folder / "mlflow.db")
     torch.manual_seed(0)
     model = FCN8s(3, architecture_section())
     model.classifier.score.bias.data = torch.tensor([20.0, -20.0, 20.0])

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from checkouts import PATIENCE, REPOSITORY
+from checkouts import PATIENCE, REPOSITORY, tracking_database
 from mlflow import MlflowClient
 from PIL import Image
 
@@ -20,8 +20,9 @@ pytestmark = pytest.mark.system
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> str:
-    """A migrated database, once for all tests: the migrations take seconds."""
+    """A database with the experiment, once for all tests."""
     folder = tmp_path_factory.mktemp("mlflow")
+    tracking_database(folder / "mlflow.db")
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     MlflowClient(uri).create_experiment("gain", artifact_location=(folder / "artifacts").as_uri())
     return uri

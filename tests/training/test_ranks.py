@@ -12,7 +12,19 @@ from pathlib import Path
 import mlflow
 import psutil
 import pytest
-from checkouts import PATIENCE, REPOSITORY, becomes, checkout, environment, one_line, python, set_params, stage
+import ranks_training
+from checkouts import (
+    PATIENCE,
+    REPOSITORY,
+    becomes,
+    checkout,
+    environment,
+    one_line,
+    python,
+    set_params,
+    stage,
+    tracking_database,
+)
 from servers import free_port
 
 from pipeline.base.params import load_params
@@ -27,16 +39,17 @@ def trained(folder: Path, **options: int) -> list[dict]:
     """What each rank knows at the end: the rows of its record and its weights."""
     options = {"num_ranks": 1, "accumulate_grad_batches": 1, "update_batch_norm": 1, "uneven": 0, **options}
     name = "-".join(f"{value}" for value in options.values())
+    if options["num_ranks"] == 1:
+        ranks_training.main(folder / name, options)
+        return [json.loads((folder / f"{name}.0.json").read_text())]
     command = [sys.executable, str(SCRIPT), str(folder / name), json.dumps(options)]
     code = (
         f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from stages.launch import run_on_ranks; "
         f"sys.exit(run_on_ranks('test', {command!r}, {options['num_ranks']}))"
     )
-    alone = options["num_ranks"] == 1
     result = subprocess.run(
-        command if alone else [sys.executable, "-c", code],
-        env=environment(REPOSITORY), capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", code], env=environment(REPOSITORY), capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
     return [json.loads((folder / f"{name}.{rank}.json").read_text()) for rank in range(options["num_ranks"])]
 
@@ -92,6 +105,7 @@ def prepared(tmp_path_factory) -> Path:
     folder = checkout(tmp_path_factory.mktemp("ranks") / "repo", **{".runtime.devices": 2, ".runtime.device": "cpu"})
     for name in ("download", "prepare"):
         assert stage(folder, name).returncode == 0
+    tracking_database(folder / "mlflow.db")
     return folder
 
 
