@@ -209,7 +209,8 @@ def test_zip_that_lies_about_its_size_is_refused_in_one_line(tmp_path):
     content[place : place + 4] = (10**6).to_bytes(4, "little")
     path.write_bytes(content)
     folder = checkout(tmp_path / "repo", "smoke")
-    set_params(folder, {".download": {"source": "folder", "path": str(path), "ignore_index": 255}})
+    source = {"source": "folder", "path": str(path), "ignore_index": 255}
+    set_params(folder, {".download": source, ".promote.better": ["attention_iou"]})
     one_line(stage(folder, "download"), "liar.zip", "bytes early")
     assert not (folder / "data/voc").exists()
 

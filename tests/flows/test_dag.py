@@ -51,7 +51,7 @@ def repro(tmp_path_factory) -> Path:
 def copy(repro, tmp_path) -> Path:
     """Data, weights and parameters of the finished checkout, to break."""
     folder = checkout(tmp_path / "repo")
-    for name in ("data", "models"):
+    for name in ("data", "models", "reports/configure"):
         shutil.copytree(repro / name, folder / name)
     tracking_database(folder / "mlflow.db")
     return folder
