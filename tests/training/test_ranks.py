@@ -131,6 +131,7 @@ def test_one_rank_writes_one_record(copy):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_killed_rank_ends_all_and_a_second_run_resumes(copy, rank):
     set_params(copy, {".pretrain.num_epochs": 60})
+    assert stage(copy, "configure").returncode == 0
     command = [sys.executable, "-m", "stages.pretrain"]
     with subprocess.Popen(command, cwd=copy, env=environment(copy), stderr=subprocess.PIPE, text=True) as process:
         assert becomes(lambda: list((copy / "checkpoints").rglob("*.pt")))
@@ -154,6 +155,7 @@ def test_killed_rank_ends_all_and_a_second_run_resumes(copy, rank):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 1)])
 def test_stopped_stage_takes_its_ranks_along(copy, number, status):
     set_params(copy, {".pretrain.num_epochs": 60})
+    assert stage(copy, "configure").returncode == 0
     command = [sys.executable, "-m", "stages.pretrain"]
     with subprocess.Popen(command, cwd=copy, env=environment(copy), stderr=subprocess.PIPE, text=True) as process:
         assert becomes(lambda: list((copy / "checkpoints").rglob("*.pt")))
@@ -182,6 +184,7 @@ def test_several_machines_are_for_torchrun_to_start(copy):
 def test_two_machines_train_together(copy):
     """Two launches of torchrun, as on two machines with a shared disk."""
     set_params(copy, {".runtime.devices": 1, ".runtime.num_nodes": 2})
+    assert stage(copy, "configure").returncode == 0
     port = free_port()
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend",
