@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 
 from docs.benchmark_tables import insert, insert_benchmarks
-from docs.parameter_table import parameter_table
+from docs.stage_tables import parameter_table, room_table
 from pipeline.base.files import digest_file
 from pipeline.data import voc
 from pipeline.data.images import decode_image
@@ -38,6 +38,7 @@ def main() -> None:
     insert(REPOSITORY / "docs" / "study.md", {"study": study})
     dvc = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))
     insert(REPOSITORY / "docs" / "parameters.md", {"parameters": parameter_table(dvc)})
+    insert(REPOSITORY / "docs" / "development.md", {"rooms": room_table(dvc)})
     insert_benchmarks()
     (REPOSITORY / "docs" / "study-runs.md").write_text(study_runs(), encoding="utf-8")
 

@@ -18,7 +18,7 @@ from pipeline.report.tables import results_table
 REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY))  # docs/ is no package of the distribution
 
-from docs.parameter_table import parameter_table  # noqa: E402
+from docs.stage_tables import ROOMS, parameter_table, room_table  # noqa: E402
 
 DVC = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())
 STUDY = yaml.safe_load((REPOSITORY / "study" / "dvc.yaml").read_text())
@@ -87,8 +87,10 @@ def test_study_page_shows_the_table_and_names_the_run_of_every_row():
     assert len({re.search(r"`([0-9a-f]{32})` \|$", row)[1] for row in rows}) == 3 * models
 
 
-def test_table_of_parameters_is_that_of_dvc():
+def test_tables_of_stages_are_those_of_dvc():
     assert between_markers(TEXTS["docs/parameters.md"], "parameters") == parameter_table(DVC)
+    assert between_markers(TEXTS["docs/development.md"], "rooms") == room_table(DVC)
+    assert set(ROOMS) == {path.parent.name for path in (REPOSITORY / "pipeline").glob("*/__init__.py")}
 
 
 def test_index_names_every_page():
