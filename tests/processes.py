@@ -32,6 +32,13 @@ def is_alive(process: psutil.Process) -> bool:
     return False
 
 
+def _ends_with_its_python(process: psutil.Process) -> bool:
+    """Whether it is multiprocessing's own helper, which lives as long as the interpreter that started it."""
+    with suppress(psutil.Error):
+        return any("multiprocessing.resource_tracker" in argument for argument in process.cmdline())
+    return True  # it has just ended
+
+
 def marked(mark: str) -> list[psutil.Process]:
     """The living processes that inherited a mark."""
     found = []
@@ -90,13 +97,17 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     os.environ[MARK] = mark
 
 
+def _left_behind(mark: str) -> list[psutil.Process]:
+    return [p for p in marked(mark) if p.pid != os.getpid() and not _ends_with_its_python(p)]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if request.session.exitstatus == pytest.ExitCode.INTERRUPTED:
         return  # the watchman sees to it
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while MARK in os.environ and (left := [p for p in marked(os.environ[MARK]) if p.pid != os.getpid()]):
+    while MARK in os.environ and (left := _left_behind(os.environ[MARK])):
         commands = []
         for process in left:
             with suppress(psutil.Error):
