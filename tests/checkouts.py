@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import yaml
+from calls import called
 
 PATIENCE = 300.0  # seconds; ten times what two busy cores need
 REPOSITORY = Path(__file__).parents[1]
@@ -94,14 +95,16 @@ def dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
 
 
-def stage(folder: Path, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A stage as its user calls it, after the stage configure; what configure refuses is the result."""
+def stage(folder: Path, name: str, *arguments: str, tracked: bool = False) -> subprocess.CompletedProcess[str]:
+    """A stage as its user calls it, after the stage configure, but in this process (calls.py).
+
+    What configure refuses is the result. Only where it is `tracked` does the stage start its sender.
+    """
     if name != "configure":
         configured = stage(folder, "configure", *arguments_of_configure(arguments))
         if configured.returncode:
             return configured
-    command = [sys.executable, "-m", f"stages.{name}", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
+    return called(REPOSITORY / "stages" / f"{name}.py", arguments, folder, environment(folder), tracked=tracked)
 
 
 def arguments_of_configure(arguments: Sequence[str]) -> list[str]:
@@ -110,9 +113,10 @@ def arguments_of_configure(arguments: Sequence[str]) -> list[str]:
     return list(arguments[index : index + 2])
 
 
-def gain(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline.cli.main", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
+def gain(folder: Path, *arguments: str, tracked: bool = False) -> subprocess.CompletedProcess[str]:
+    """`gain ARGUMENTS` in a checkout, in this process."""
+    script = REPOSITORY / "pipeline" / "cli" / "main.py"
+    return called(script, arguments, folder, environment(folder), tracked=tracked)
 
 
 def python(folder: Path, *arguments: str, **added: str) -> subprocess.CompletedProcess[str]:

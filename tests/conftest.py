@@ -19,17 +19,27 @@ settings.load_profile("patient")  # a machine that is busy with something else i
 pytest_plugins = ["processes"]
 
 NUM_CLASSES = 3
-SLOWEST = (
-    "test_flows.py",
-    "test_ranks.py",
-    "test_dag.py",
-    "test_voc_dag.py",
-)  # begun first, so that no core waits for one at the end
+SLOWEST = ("test_flows.py", "test_dag.py", "test_ranks.py", "test_voc_dag.py")  # first, so that no core waits later
+ON_ONE_RUN = SLOWEST[:2]  # files that share fixtures of the session, so that one process must run them
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {name: index for index, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "pipeline" if file.endswith(ON_ONE_RUN) else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,8 @@
-"""One training of a tiny network, alone or as one of several ranks; tests/test_ranks.py compares what they write.
+"""Trainings of a tiny network, alone or as one of several ranks; tests/training/test_ranks.py compares their results.
 
-    python tests/ranks_training.py OUTPUT OPTIONS
+    python tests/ranks_training.py FOLDER CASES NUM_RANKS
 
-OPTIONS is JSON: num_ranks, accumulate_grad_batches, update_batch_norm, uneven.
+CASES is JSON: the name of a training to accumulate_grad_batches, update_batch_norm and uneven.
 """
 
 import json
@@ -54,11 +54,16 @@ class Rectangles(Dataset[Sample]):
         return Sample(image, target, target.to(torch.uint8), labels, torch.tensor(index))
 
 
-def main(output: Path, options: dict[str, int]) -> None:
+def main(folder: Path, cases: dict[str, dict[str, int]], *, num_ranks: int) -> None:
     torch.set_num_threads(1)
-    ranks = options["num_ranks"]
-    fabric = Fabric(accelerator="cpu", devices=ranks, strategy="ddp" if ranks > 1 else "auto")
+    fabric = Fabric(accelerator="cpu", devices=num_ranks, strategy="ddp" if num_ranks > 1 else "auto")
     fabric.launch()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, options in cases.items():
+        train(fabric, folder / name, options)
+
+
+def train(fabric: Fabric, output: Path, options: dict[str, int]) -> None:
     training = training_section(
         num_epochs=2, batch_size=8, accumulate_grad_batches=options["accumulate_grad_batches"], optimizer="sgd",
         max_gradient_norm=0.5, update_batch_norm=bool(options["update_batch_norm"]),
@@ -88,8 +93,8 @@ def main(output: Path, options: dict[str, int]) -> None:
     history = fit(task, CheckpointFile(output, "run"), validate, observe, [])
     weights = torch.cat([value.double().flatten() for value in model.state_dict().values()])
     result = {"rows": history.rows, "weights": weights.tolist()}
-    output.with_suffix(f".{fabric.global_rank}.json").write_text(json.dumps(result))
+    output.with_name(f"{output.name}.{fabric.global_rank}.json").write_text(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]), num_ranks=int(sys.argv[3]))

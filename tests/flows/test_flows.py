@@ -1,6 +1,6 @@
 """Flows on a real Prefect server and real workers, as `make flow` and `prefect deployment run` use them.
 
-One checkout, server and pair of workers serve the whole file, so its tests run in order. What takes its time trains for
+One checkout, server and pair of workers serve all tests, so they run in order. What takes its time trains for
 thousands of epochs and is ended by the test.
 """
 
@@ -9,141 +9,24 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
-from uuid import UUID
+from contextlib import suppress
 
 import mlflow
 import psutil
 import pytest
 from checkouts import becomes, environment, git, git_checkout, one_line, python
-from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.filters import (
-    ArtifactFilter,
-    ArtifactFilterFlowRunId,
-    LogFilter,
-    LogFilterFlowRunId,
-    TaskRunFilter,
-    TaskRunFilterFlowRunId,
-)
 from prefect.client.schemas.objects import FlowRun
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect_site import Site, processes, trainers
 
 pytestmark = pytest.mark.system
 
 LONG = 5000  # epochs; minutes
 
 
-@dataclass
-class Site:
-    """A checkout with a server of its own."""
-
-    folder: Path
-    url: str
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return python(self.folder, *arguments, PREFECT_API_URL=self.url)
-
-    @contextmanager
-    def client(self) -> Iterator[SyncPrefectClient]:
-        with temporary_settings({PREFECT_API_URL: self.url}), get_client(sync_client=True) as client:
-            yield client
-
-    def start(self, deployment: str = "train/local", /, **parameters: object) -> UUID:
-        with self.client() as client:
-            found = client.read_deployment_by_name(deployment)
-            return client.create_flow_run_from_deployment(found.id, parameters=parameters).id
-
-    def finished(self, identity: UUID) -> FlowRun:
-        with self.client() as client:
-            assert becomes(lambda: is_final(client.read_flow_run(identity))), self.log(identity)
-            return client.read_flow_run(identity)
-
-    @contextmanager
-    def training(self, num_epochs: int) -> Iterator[UUID]:
-        """A run of pretrain that would take minutes, at work; it is gone when the block ends, however it ends."""
-        identity = self.start(overrides=[f"profiles.smoke.pretrain.num_epochs={num_epochs}"])
-        try:
-            assert becomes(lambda: "pretrain: epoch 1/" in self.log(identity)), self.log(identity)
-            yield identity
-        finally:
-            self.run("-m", "prefect", "flow-run", "cancel", str(identity))
-            self.finished(identity)
-            assert becomes(lambda: not trainers(self))
-
-    def log(self, identity: UUID) -> str:
-        messages: list[str] = []
-        with self.client() as client:
-            while True:
-                wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[identity]))
-                found = client.read_logs(wanted, offset=len(messages), limit=200)
-                messages += [entry.message for entry in found]
-                if not found:
-                    return "\n".join(messages)
-
-    def artifacts(self, identity: UUID) -> dict[str, str]:
-        wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[identity]))
-        with self.client() as client:
-            return {str(found.key): str(found.data) for found in client.read_artifacts(artifact_filter=wanted)}
-
-    def tasks(self, identity: UUID) -> dict[str, str]:
-        """Stage to the name of its state."""
-        wanted = TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[identity]))
-        with self.client() as client:
-            return {
-                run.name.rsplit("-", 1)[0]: str(run.state_name) for run in client.read_task_runs(task_run_filter=wanted)
-            }
-
-
 def mlflow_statuses(site: Site) -> set[str]:
     client = mlflow.MlflowClient(f"sqlite:///{site.folder}/mlflow.db")
     return {run.info.status for run in client.search_runs(["1"])}
-
-
-def is_final(run: FlowRun) -> bool:
-    return run.state is not None and run.state.is_final()
-
-
-def processes(folder: Path, *words: str) -> list[psutil.Process]:
-    """Those that work in or below a folder, with all words in their command line."""
-    found = []
-    for process in psutil.process_iter(["cmdline", "cwd", "ppid", "status"]):
-        line, here = " ".join(process.info["cmdline"] or []), process.info["cwd"] or ""
-        if (
-            process.info["status"] != psutil.STATUS_ZOMBIE
-            and here.startswith(str(folder))
-            and all(w in line for w in words)
-        ):
-            found.append(process)
-    return found
-
-
-def trainers(site: Site) -> list[psutil.Process]:
-    """Without their children: one that a trainer has just forked has its command line for a moment."""
-    found = processes(site.folder, "stages.pretrain")
-    identities = {process.pid for process in found}
-    return [
-        process
-        for process in found
-        if "dvc" not in " ".join(process.info["cmdline"]) and process.info["ppid"] not in identities
-    ]
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Iterator[Site]:
-    folder = git_checkout(tmp_path_factory.mktemp("flows") / "repo")
-    try:
-        first = python(folder, "-m", "pipeline.cli.main", "flow")
-        assert first.returncode == 0, first.stdout + first.stderr
-        url = json.loads((folder / ".prefect/started.json").read_text())[0]["url"]
-        (folder / "first.log").write_text(first.stdout)
-        yield Site(folder, url)
-    finally:
-        python(folder, "-m", "pipeline.cli.main", "down")
-    assert becomes(lambda: not processes(folder))
 
 
 def newest(site: Site) -> FlowRun:

@@ -35,34 +35,38 @@ pytestmark = pytest.mark.system
 SCRIPT = REPOSITORY / "tests" / "ranks_training.py"
 
 
-def trained(folder: Path, **options: int) -> list[dict]:
-    """What each rank knows at the end: the rows of its record and its weights."""
-    options = {"num_ranks": 1, "accumulate_grad_batches": 1, "update_batch_norm": 1, "uneven": 0, **options}
-    name = "-".join(f"{value}" for value in options.values())
-    if options["num_ranks"] == 1:
-        ranks_training.main(folder / name, options)
-        return [json.loads((folder / f"{name}.0.json").read_text())]
-    command = [sys.executable, str(SCRIPT), str(folder / name), json.dumps(options)]
+CASES = {
+    "batch normalisation learns": {"update_batch_norm": 1, "accumulate_grad_batches": 1, "uneven": 0},
+    "ranks without an object": {"update_batch_norm": 0, "accumulate_grad_batches": 1, "uneven": 1},
+    "accumulated": {"update_batch_norm": 0, "accumulate_grad_batches": 4, "uneven": 0},
+}
+
+
+@pytest.fixture(scope="module")
+def trained_together(tmp_path_factory) -> dict[str, list[dict]]:
+    """What each of two ranks knows at the end of every case; they are started once for all cases."""
+    folder = tmp_path_factory.mktemp("together")
+    command = [sys.executable, str(SCRIPT), str(folder), json.dumps(CASES), "2"]
     code = (
         f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from stages.launch import run_on_ranks; "
-        f"sys.exit(run_on_ranks('test', {command!r}, {options['num_ranks']}))"
+        f"sys.exit(run_on_ranks('test', {command!r}, 2))"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], env=environment(REPOSITORY), capture_output=True, text=True, check=False
-    )
+    result = python(REPOSITORY, "-c", code)
     assert result.returncode == 0, result.stderr
-    return [json.loads((folder / f"{name}.{rank}.json").read_text()) for rank in range(options["num_ranks"])]
+    return {name: [json.loads((folder / f"{name}.{rank}.json").read_text()) for rank in (0, 1)] for name in CASES}
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"update_batch_norm": 1}, {"update_batch_norm": 0, "uneven": 1}],
-    ids=["batch normalisation learns", "ranks without an object"],
-)
-def test_two_ranks_learn_what_one_process_learns(tmp_path, options):
+def trained_alone(folder: Path, **options: int) -> dict:
+    """The rows of its record and its weights."""
+    ranks_training.main(folder, {"alone": options}, num_ranks=1)
+    return json.loads((folder / "alone.0.json").read_text())
+
+
+@pytest.mark.parametrize("case", ["batch normalisation learns", "ranks without an object"])
+def test_two_ranks_learn_what_one_process_learns(tmp_path, trained_together, case):
     """Same losses, dead maps, gradient norms, validation scores and weights, to float32's rounding over six steps."""
-    (alone,) = trained(tmp_path, **options)
-    both = trained(tmp_path, num_ranks=2, **options)
+    alone = trained_alone(tmp_path, **CASES[case])
+    both = trained_together[case]
     assert len(alone["rows"]) == 2
     assert "train/dead_map_rate" in alone["rows"][0]
     for rank in both:
@@ -75,11 +79,11 @@ def test_two_ranks_learn_what_one_process_learns(tmp_path, options):
     assert both[0]["weights"] == pytest.approx(alone["weights"], rel=1e-3, abs=1e-4)
 
 
-def test_accumulated_batches_make_one_step(tmp_path):
+def test_accumulated_batches_make_one_step(tmp_path, trained_together):
     """The mean over parts weighs images by part, not by pixel or pair: close, and on two ranks the same."""
-    (whole,) = trained(tmp_path, update_batch_norm=0)
-    (parts,) = trained(tmp_path, update_batch_norm=0, accumulate_grad_batches=4)
-    (ranks, _) = trained(tmp_path, update_batch_norm=0, accumulate_grad_batches=4, num_ranks=2)
+    whole = trained_alone(tmp_path, **CASES["accumulated"] | {"accumulate_grad_batches": 1})
+    parts = trained_alone(tmp_path / "parts", **CASES["accumulated"])
+    ranks, _ = trained_together["accumulated"]
     for row, expected in zip(parts["rows"], whole["rows"], strict=True):
         assert row["loss/classification"] == pytest.approx(expected["loss/classification"], rel=0.02)
         assert row["loss/segmentation"] == pytest.approx(expected["loss/segmentation"], rel=0.1)
@@ -116,8 +120,13 @@ def copy(prepared, tmp_path) -> Path:
     return folder
 
 
+def pretrained(folder: Path) -> subprocess.CompletedProcess[str]:
+    assert stage(folder, "configure").returncode == 0
+    return python(folder, "-m", "stages.pretrain")
+
+
 def test_one_rank_writes_one_record(copy):
-    result = stage(copy, "pretrain")
+    result = pretrained(copy)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("pretrain: epoch 2/2") == 1
     assert "cpu, 2 x 1 threads" in result.stdout
@@ -170,7 +179,7 @@ def test_stopped_stage_takes_its_ranks_along(copy, number, status):
 def test_error_of_all_ranks_is_one_line(copy):
     for image in (copy / "data/voc/JPEGImages").iterdir():
         image.write_bytes(b"no picture")
-    result = stage(copy, "pretrain")
+    result = pretrained(copy)
     lines = [line for line in result.stderr.splitlines() if "error:" in line]
     assert (result.returncode, len(lines)) == (1, 1), result.stderr
     assert "Traceback" not in result.stderr
