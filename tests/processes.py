@@ -33,9 +33,10 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def _ends_with_its_python(process: psutil.Process) -> bool:
-    """Whether it is multiprocessing's own helper, which lives as long as the interpreter that started it."""
+    """Whether it is one of multiprocessing's helpers, which live as long as the interpreter that started them."""
+    helpers = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
     with suppress(psutil.Error):
-        return any("multiprocessing.resource_tracker" in argument for argument in process.cmdline())
+        return any(helper in argument for argument in process.cmdline() for helper in helpers)
     return True  # it has just ended
 
 

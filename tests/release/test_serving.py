@@ -212,8 +212,17 @@ def test_class_names_cannot_lead_out_of_the_folder(registry, tmp_path):
     assert list(out.iterdir()) == []
 
 
-def test_export_command(registry, tmp_path):
+def test_export_takes_the_weights_of_the_version(registry, tmp_path, monkeypatch):
+    """What is written, tests/release/test_prediction.py says: an export takes half a minute."""
+    given = {}
+
+    def write(weights: Path, target: Path) -> None:
+        given[target] = digest_file(weights)
+        target.write_bytes(b"graph")
+
+    monkeypatch.setattr("pipeline.release.onnx.export_onnx", write)
     target = tmp_path / "net.onnx"
     result = gain(registry, "export", "--out", str(target), "--alias", "challenger")
     assert result.returncode == 0, result.stderr
-    assert target.exists()
+    assert given == {target: digest_file(registry / "w.safetensors")}
+    assert f"export: {target}, 0.0 MiB" in result.stdout

@@ -1,7 +1,6 @@
 """An MLflow server that fails while a run is recorded: the recording goes on, and everything arrives once."""
 
 import re
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -12,6 +11,7 @@ import pytest
 import requests
 from checkouts import PATIENCE, becomes
 from faulty_proxy import FaultyProxy, running_proxy
+from forked_sender import sync
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
@@ -21,7 +21,7 @@ from servers import free_port, running
 from pipeline.tracking import sender
 from pipeline.tracking.tracker import SPOOLS, Tracker, Tracking
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.usefixtures("forked_senders")]
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS = 4
@@ -67,11 +67,6 @@ def record(tracking: Tracking, name: str, at_step: dict[int, object] | None = No
             tracker.log_image("attention", Image.new("RGB", (8, 8), "red"), step=step)
         Path("curves.csv").write_text("epoch\n")
         tracker.log_artifact(Path("curves.csv"))
-
-
-def sync() -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline.cli.main", "sync"]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def check_complete(upstream: str, name: str) -> Run:

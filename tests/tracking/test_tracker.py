@@ -1,21 +1,19 @@
 """Tracking against a real MLflow store: what is recorded arrives once, and a dead server hurts nothing."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from checkouts import PATIENCE, REPOSITORY, tracking_database
+from forked_sender import sync
 from mlflow import MlflowClient
 from PIL import Image
 
 from pipeline.tracking.server import connect, find_run
 from pipeline.tracking.tracker import SPOOLS, WEIGHTS_TAG, Tracker, Tracking, flatten
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.usefixtures("forked_senders")]
 
 
 @pytest.fixture(scope="module")
@@ -122,15 +120,12 @@ def test_unreachable_server_costs_one_warning_and_is_caught_up(workplace, monkey
     warnings = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: MLflow at http")]
     assert len(warnings) == 1
     assert (SPOOLS / "late" / "events.jsonl").exists()
-    command = [sys.executable, "-m", "pipeline.cli.main", "sync"]
-    still_down = subprocess.run(command, capture_output=True, text=True, check=False)
+    still_down = sync()
     assert still_down.returncode == 1
     assert len(still_down.stderr.splitlines()) == 1
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": store}
-    for sent in (1, 0):  # the second finds nothing left to send
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        assert f"sync: {sent} records sent, 0 waiting" in result.stdout
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    for sent in (1, 0):  # the second finds nothing left to send
+        assert f"sync: {sent} records sent, 0 waiting" in sync().stdout
     client, run = run_of("late")
     assert [m.step for m in client.get_metric_history(run.info.run_id, "loss/total")] == [1, 2]
     assert not (SPOOLS / "late").exists()
