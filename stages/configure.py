@@ -1,10 +1,8 @@
 """The profile that params.yaml names, resolved and checked: what every other stage reads and DVC tracks."""
 
-from pathlib import Path
-
 import yaml
 
-from pipeline.base.dvc_files import check_matrix, locked_document
+from pipeline.base.dvc_files import check_matrix, dvc_project, locked_document
 from pipeline.base.errors import warn
 from pipeline.base.files import write_text
 from pipeline.base.outside import link_outside_files
@@ -17,7 +15,7 @@ from stages.run import run_stage
 
 def configure(params: Params, space: Workspace) -> None:
     """params.yaml to reports/configure/params.yaml, and links to what lies outside the project."""
-    project = _dvc_project(space.folder)
+    project = dvc_project(space.folder)
     check_matrix(params, project / "dvc.yaml")
     link_outside_files(params, space)
     document = {**read_document(PARAMS), "profile": params.profile, "seed": params.seed}
@@ -29,11 +27,6 @@ def configure(params: Params, space: Workspace) -> None:
     content = params.model_dump(mode="json", by_alias=True, exclude_none=False)
     write_text(space.params, yaml.safe_dump(content, sort_keys=False))
     print(f"configure: profile {params.profile}, seed {params.seed}: {space.params}", flush=True)
-
-
-def _dvc_project(folder: Path) -> Path:
-    """The nearest folder with a dvc.yaml, upwards from where the outputs go: the study has its own."""
-    return next((path for path in (folder, *folder.parents) if (path / "dvc.yaml").exists()), folder)
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def test_study_is_a_project_of_its_own_over_the_same_code():
 def test_every_stage_has_its_script_its_section_and_nothing_else():
     stages = list(DVC["stages"])
     assert stages == ["configure", "download", "prepare", "pretrain", "classify", "finetune", "evaluate", "register"]
-    assert set(stages) - set(SECTIONS) == {"configure", "prepare"}  # which have nothing to choose
+    assert set(stages) - set(SECTIONS) == {"configure"}  # which has nothing to choose
     shared = {"runtime", "resources", "model", "attention", "variants", "promote"}  # promotion is no stage
     assert set(SECTIONS) - set(stages) == shared
     for stage in [*stages, "summarise"]:

@@ -1,11 +1,19 @@
-"""What dvc.yaml and dvc.lock say of the parameters, read without DVC, whose import takes seconds."""
+"""What dvc.yaml and dvc.lock say, read without DVC, whose import takes seconds."""
 
-from pathlib import Path
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipeline.base.errors import PipelineError
+from pipeline.base.errors import PipelineError, did_you_mean
 from pipeline.base.params import PARAMS, read_document
 from pipeline.base.profile import Params
+
+
+def dvc_project(folder: Path) -> Path:
+    """The nearest folder with a dvc.yaml, upwards from where the outputs go: the study has its own."""
+    return next((path for path in (folder, *folder.parents) if (path / "dvc.yaml").exists()), folder)
 
 
 def check_matrix(params: Params, path: Path) -> None:
@@ -15,24 +23,67 @@ def check_matrix(params: Params, path: Path) -> None:
         path: of dvc.yaml; where there is none, nothing is checked.
 
     Raises:
-        PipelineError: a variant is in one of the two only.
+        PipelineError: a variant is in one of the two only, or the matrix lists none.
     """
-    if not path.exists():
+    matrix = _stages(path).get("finetune", {}).get("matrix")
+    if matrix is None:
         return
-    stage = read_document(path).get("stages", {}).get("finetune", {})
-    listed = stage.get("matrix", {}).get("variant", list(params.variants))
+    place = f"{path}: finetune.matrix.variant"
+    listed = matrix.get("variant") if isinstance(matrix, dict) else None
+    if not isinstance(listed, list):
+        raise PipelineError(f"{place}: expected the list of variants ({', '.join(params.variants)}), got {listed!r}")
     for name in [*listed, *params.variants]:
-        if (name in listed) != (name in params.variants):
-            place = f"{path}: finetune.matrix.variant" if name in listed else "params.yaml: variants"
-            other = "params.yaml: variants" if name in listed else f"{path}: finetune.matrix.variant"
-            raise PipelineError(f"{place} has {name!r}, {other} has not (profile {params.profile}); make the two agree")
+        if name not in params.variants:
+            hint = did_you_mean(str(name), params.variants)
+            raise PipelineError(
+                f"{place} has {name!r}, params.yaml: variants has not (profile {params.profile}); {hint}"
+            )
+        if name not in listed:
+            raise PipelineError(
+                f"params.yaml: variants has {name!r} (profile {params.profile}), {place} has not; make the two agree"
+            )
+
+
+def output_at(path: Path, project: Path) -> str | None:
+    """The output of a stage of dvc.yaml that `path` lies in, is, or holds: DVC removes it before the stage runs.
+
+    Args:
+        path: without symbolic links.
+        project: folder of dvc.yaml.
+    """
+    root = project.resolve()
+    if not path.is_relative_to(root):
+        return None
+    parts = path.relative_to(root).parts
+    for output in _outputs(project / "dvc.yaml"):
+        pattern = PurePosixPath(re.sub(r"\$\{[^}]*\}", "*", output)).parts
+        if all(fnmatchcase(part, wanted) for part, wanted in zip(parts, pattern, strict=False)):
+            return output
+    return None
 
 
 def locked_document(path: Path) -> dict[str, Any] | None:
     """params.yaml as the stage configure last read it, from dvc.lock; None where it never ran."""
-    if not path.exists():
-        return None
-    stages = read_document(path).get("stages", {})
-    found: dict[str, Any] = next((stage for name, stage in stages.items() if name.split("@")[0] == "configure"), {})
+    found: dict[str, Any] = next(
+        (stage for name, stage in _stages(path).items() if name.split("@")[0] == "configure"), {}
+    )
     document: dict[str, Any] | None = found.get("params", {}).get(str(PARAMS))
     return document if document and "profiles" in document else None
+
+
+def _outputs(path: Path) -> Iterator[str]:
+    for stage in _stages(path).values():
+        for kind in ("outs", "metrics", "plots"):
+            for entry in stage.get(kind) or []:
+                name = next(iter(entry)) if isinstance(entry, dict) else entry
+                yield (PurePosixPath(stage.get("wdir", ".")) / name).as_posix()
+
+
+def _stages(path: Path) -> dict[str, dict[str, Any]]:
+    """Name to content of the stages of dvc.yaml or dvc.lock; none where the file is missing."""
+    if not path.exists():
+        return {}
+    stages = read_document(path).get("stages") or {}
+    if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
+        raise PipelineError(f"{path}: stages: expected a mapping of stages; restore the file, as with `git checkout`")
+    return stages

@@ -7,6 +7,7 @@ therefore copied again after it was changed, and only then.
 import os
 from pathlib import Path
 
+from pipeline.base.dvc_files import dvc_project, output_at
 from pipeline.base.errors import PipelineError
 from pipeline.base.files import write_text
 from pipeline.base.profile import Params
@@ -36,9 +37,11 @@ def link_outside_files(params: Params, space: Workspace) -> None:
     """Make the links below reports/configure/outside, or files that say that there is nothing to link to.
 
     Raises:
-        PipelineError: a path that params.yaml names does not exist, or lies where the pipeline writes.
+        PipelineError: see `located`; then no link is made.
     """
-    for name, entry in outside_files(params).items():
+    entries = outside_files(params)
+    targets = {name: located(*entry, space) for name, entry in entries.items() if entry is not None}
+    for name, entry in entries.items():
         link = space.outside / name
         link.parent.mkdir(parents=True, exist_ok=True)
         if entry is None:
@@ -46,23 +49,44 @@ def link_outside_files(params: Params, space: Workspace) -> None:
                 link.unlink(missing_ok=True)
                 write_text(link, NOTHING)
             continue
-        target = _checked(*entry, space)
-        text = str(target) if Path(entry[1]).expanduser().is_absolute() else os.path.relpath(target, link.parent)
+        target = targets[name]
+        absolute = Path(entry[1]).expanduser().is_absolute()
+        text = str(target) if absolute else os.path.relpath(target, link.parent)
         if not link.is_symlink() or str(link.readlink()) != text:
             link.unlink(missing_ok=True)
             link.symlink_to(text)
 
 
-def _checked(key: str, text: str, space: Workspace) -> Path:
-    path = Path(text).expanduser()
-    if not path.exists():
+def located(key: str, text: str, space: Workspace) -> Path:
+    """The file or folder that `key` of params.yaml names, without symbolic links.
+
+    Raises:
+        PipelineError: it does not exist, is a folder where a file is needed, holds this project, or lies where the
+            pipeline or a stage of dvc.yaml removes what it finds.
+    """
+    try:
+        path = Path(text).expanduser()
+        exists = path.exists()
+    except (RuntimeError, ValueError, OSError) as error:  # no such user, or no possible path
+        raise PipelineError(f"params.yaml: {key}: {text!r} is no path ({error}); correct it") from None
+    if not exists:
         raise PipelineError(f"params.yaml: {key}: {path} does not exist; correct the path")
-    target = path.resolve()
+    if path.is_dir() and key != "download.path":
+        raise PipelineError(f"params.yaml: {key}: {path} is a folder; name the file itself")
+    target, project = path.resolve(), dvc_project(space.folder)
     for folder in (space.data.parent, space.models, space.reports, space.checkpoints):
         if target.is_relative_to(folder.resolve()):
             raise PipelineError(
                 f"params.yaml: {key}: {path} lies in {folder}, which the pipeline empties; move it elsewhere"
             )
-    if Path.cwd().is_relative_to(target):
-        raise PipelineError(f"params.yaml: {key}: {path} holds this project itself; name the folder of the data alone")
+    for folder in (Path.cwd(), space.folder.resolve()):
+        if folder.is_relative_to(target):
+            raise PipelineError(
+                f"params.yaml: {key}: {path} holds this project itself; name the folder of the data alone"
+            )
+    if (output := output_at(target, project)) is not None:
+        raise PipelineError(
+            f"params.yaml: {key}: DVC would remove {path}, since {project / 'dvc.yaml'} has the output {output}; move "
+            "it elsewhere"
+        )
     return target

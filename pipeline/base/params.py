@@ -60,7 +60,7 @@ def read_document(path: Path) -> dict[str, Any]:
         raise PipelineError(f"{path}: not found; {where}") from None
     except OSError as error:
         raise PipelineError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError: bytes, dates or numbers that are none
         raise PipelineError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
         raise PipelineError(f"{path}: expected a mapping with profile, seed, sections and profiles at the top")
@@ -121,7 +121,7 @@ class _Loader(yaml.CSafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """As PyYAML does, which would let the last of equal keys win."""
         seen: set[Any] = set()
-        for key_node, _ in node.value:
+        for key_node in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key_node.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key_node.value!r} is given twice", key_node.start_mark

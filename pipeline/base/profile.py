@@ -1,11 +1,13 @@
 """One profile of params.yaml as a whole, and what must hold between its sections."""
 
+import re
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline.base.errors import did_you_mean
+from pipeline.base.ranges import Section
 from pipeline.base.scores import LOWER_IS_BETTER, NO_AIM, SCORES, score_names
 from pipeline.base.sections import (
     Architecture,
@@ -14,16 +16,33 @@ from pipeline.base.sections import (
     Download,
     EmbeddedData,
     Evaluate,
+    FolderData,
+    LossName,
+    Part,
+    Prepare,
     Pretrain,
     Promote,
     Register,
     Resources,
     Runtime,
-    Section,
     Training,
     Variant,
     Voc2012Data,
 )
+from pipeline.base.workspace import PRETRAINED
+
+# A name is part of file names, of DVC's stages and of dotted keys.
+VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+# The parts of the network that the gradient of a loss reaches.
+TRAINED_BY: dict[LossName, tuple[Part, ...]] = {
+    "segmentation": ("trunk", "decoder"),
+    "classification": ("trunk", "classifier"),
+    "attention_mining": ("trunk", "classifier"),
+    "external_supervision": ("trunk", "classifier"),
+}
+PARTS: tuple[Part, ...] = get_args(Part)
+VOC2012_IMAGES = {"train": 1_464, "trainaug": 10_582}  # see datasets/voc2012.py
+VOC2012_SIDE = 500  # pixels at most
 
 
 class Params(Section):
@@ -34,6 +53,7 @@ class Params(Section):
     runtime: Runtime
     resources: Resources
     download: Download = Field(discriminator="source")
+    prepare: Prepare
     model: Architecture
     pretrain: Pretrain
     classify: Classify
@@ -62,24 +82,42 @@ class Params(Section):
     @property
     def doubts(self) -> list[str]:
         """What is allowed but makes a result mean less, a line each."""
-        published = self.pretrain.weights.source.startswith("pytorch_fcn8s")
-        if published and isinstance(self.download, Voc2012Data) and self.download.test_split == "val":
-            return [
-                "the published FCN8s weights saw SBD-train, which overlaps VOC12 val: scores on val are too good; set "
-                "download.test_split: seg11valid"
-            ]
-        return []
+        return [*_seen_test_images(self), *_idle_losses(self)]
+
+
+def _seen_test_images(params: Params) -> Iterator[str]:
+    published = params.pretrain.weights.source.startswith("pytorch_fcn8s")
+    if published and isinstance(params.download, Voc2012Data) and params.download.test_split == "val":
+        yield (
+            "the published FCN8s weights saw SBD-train, which overlaps VOC12 val: scores on val are too good; set "
+            "download.test_split: seg11valid"
+        )
+
+
+def _idle_losses(params: Params) -> Iterator[str]:
+    for name, variant in params.variants.items():
+        for loss, weight in variant.loss_weights.items():
+            if weight > 0 and not _learning(params.finetune) & set(TRAINED_BY[loss]):
+                parts = " and ".join(TRAINED_BY[loss])
+                yield f"variants.{name}.loss_weights.{loss} changes nothing: finetune freezes {parts}, which it trains"
 
 
 def _contradictions(params: Params) -> Iterator[str]:
     yield from _of_variants(params)
+    yield from _of_learning(params)
     yield from _of_registration(params)
     yield from _of_steps(params)
-    yield from _of_labels(params)
+    yield from _of_crops(params)
+    yield from _of_images(params)
 
 
 def _of_variants(params: Params) -> Iterator[str]:
     for name in params.variants:
+        if name == PRETRAINED or not VARIANT_NAME.fullmatch(name):
+            reason = (
+                "the network before finetune is called so" if name == PRETRAINED else "it becomes part of file names"
+            )
+            yield (f"variants: {name!r} cannot name a variant, since {reason}; use letters, digits, '_' and '-'")
         try:
             params.attention_of(name)
         except ValidationError as error:
@@ -88,6 +126,30 @@ def _of_variants(params: Params) -> Iterator[str]:
             unknown = f"unknown key; {did_you_mean(str(first['loc'][-1]), Attention.model_fields)}"
             message = unknown if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
             yield f"{place}: {message}"
+
+
+def _of_learning(params: Params) -> Iterator[str]:
+    """Every training has a loss, and a part of the network that the loss trains."""
+    trainings: list[tuple[str, Training, list[LossName]]] = [("classify", params.classify, ["classification"])]
+    if params.pretrain.num_epochs > 0:
+        trainings.insert(0, ("pretrain", params.pretrain, ["segmentation"]))
+    for name, variant in params.variants.items():
+        weighted = [loss for loss, weight in variant.loss_weights.items() if weight > 0]
+        if not weighted:
+            yield f"variants.{name}.loss_weights: no loss weighs anything; give at least one a weight above 0"
+        trainings.append((f"finetune (variant {name})", params.finetune, weighted))
+    for stage, options, losses in trainings:
+        trained = {part for loss in losses for part in TRAINED_BY[loss]}
+        if not _learning(options) & trained:
+            parts = ", ".join(part for part in PARTS if part in trained)
+            yield (
+                f"{stage} would learn nothing: its loss trains {parts}, and each is in frozen or has 0 in "
+                "learning_rate_scales; let one learn"
+            )
+
+
+def _learning(options: Training) -> set[Part]:
+    return {part for part in PARTS if part not in options.frozen and options.learning_rate_scales.get(part, 1.0) > 0}
 
 
 def _of_registration(params: Params) -> Iterator[str]:
@@ -136,13 +198,43 @@ def _of_steps(params: Params) -> Iterator[str]:
                 )
 
 
-def _of_labels(params: Params) -> Iterator[str]:
-    if not isinstance(params.download, EmbeddedData):
+def _of_crops(params: Params) -> Iterator[str]:
+    """Images of a folder are measured by the stage prepare."""
+    if isinstance(params.download, FolderData):
         return
+    side = params.download.image_size if isinstance(params.download, EmbeddedData) else VOC2012_SIDE
+    if (problem := crop_problem(params, side)) is not None:
+        yield problem
+
+
+def crop_problem(params: Params, side: int) -> str | None:
+    """What is wrong with the first crop_size that images with sides of up to `side` pixels would fill to less than a
+    quarter; None if there is none.
+    """
+    for name in ("pretrain", "classify", "finetune"):
+        options: Training = getattr(params, name)
+        if options.crop_size is not None and options.crop_size > 2 * side * options.scale[1]:
+            return (
+                f"{name}.crop_size: {options.crop_size} pixels, but no image has a side above {side}, resized "
+                f"{side * options.scale[1]:.0f}: most of every crop would be filler; crop less"
+            )
+    return None
+
+
+def _of_images(params: Params) -> Iterator[str]:
+    """There are as many images as are asked for, where that is known without looking at them."""
+    options = params.download
+    if isinstance(options, FolderData):
+        return
+    if isinstance(options, EmbeddedData):
+        available, source = options.num_train, f"download.num_train is {options.num_train}"
+    else:
+        official = VOC2012_IMAGES["train"]
+        if options.num_val >= official:
+            yield f"download.num_val: {options.num_val} of VOC12 train's {official} images leave none to train"
+        available = VOC2012_IMAGES[options.train_split] - options.num_val
+        source = f"there are {available} training images"
     for name in params.variants:
         count = params.attention_of(name).pixel_labels.count or 0
-        if count > params.download.num_train:
-            yield (
-                f"attention.pixel_labels.count: {count} images asked for ({name}), and download.num_train is "
-                f"{params.download.num_train}; ask for fewer"
-            )
+        if count > available:
+            yield f"attention.pixel_labels.count: {count} images asked for ({name}), and {source}; ask for fewer"

@@ -6,22 +6,16 @@ handed on as they are. Units and sources stand beside the values in params.yaml.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeFloat = Annotated[float, Field(ge=0.0)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
+from pipeline.base.ranges import BatchSize, Channels, Count, Fraction, PositiveCount, PositiveFactor, Section, Weight
 
+Resizing = Annotated[float, Field(ge=0.05, le=20.0)]
+MOST_EPOCHS = 100_000
 Part = Literal["trunk", "decoder", "classifier"]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # of what becomes part of a file's name, an address or a stage of DVC
 CHECKSUM = r"^(md5:[0-9a-f]{32}|sha256:[0-9a-f]{64})$"
 LossName = Literal["segmentation", "classification", "attention_mining", "external_supervision"]
-
-
-class Section(BaseModel):
-    """Base of every params.yaml section: immutable, no unknown keys, no silent type conversion."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Runtime(Section):
@@ -29,8 +23,8 @@ class Runtime(Section):
 
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
-    devices: PositiveInt
-    num_nodes: PositiveInt
+    devices: Annotated[int, Field(ge=1, le=1024)]
+    num_nodes: Annotated[int, Field(ge=1, le=1024)]
     strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"]
     compile: bool
 
@@ -43,7 +37,7 @@ class Runtime(Section):
 class Resources(Section):
     """What changes the speed and never a result; DVC does not track it."""
 
-    num_workers: Annotated[int, Field(ge=0)]
+    num_workers: Annotated[int, Field(ge=0, le=256)]
     cache_images: bool
     activation_checkpointing: bool
 
@@ -52,7 +46,7 @@ class RemoteFile(Section):
     """A file from elsewhere: where you have it, or which mirrors deliver it, in the order in which they are asked."""
 
     path: str | None
-    mirrors: list[str]
+    mirrors: list[Annotated[str, Field(pattern=r"^https?://[^/\s]+/\S*$")]]
     checksum: Annotated[str, Field(pattern=CHECKSUM)] | None
 
     @model_validator(mode="after")
@@ -69,10 +63,10 @@ class EmbeddedData(Section):
 
     source: Literal["embedded"]
     image_size: Annotated[int, Field(ge=32, le=1024)]
-    num_train: PositiveInt
-    num_val: PositiveInt
-    num_test: PositiveInt
-    num_counterfactual: PositiveInt
+    num_train: PositiveCount
+    num_val: PositiveCount
+    num_test: PositiveCount
+    num_counterfactual: PositiveCount
     context_strength: Fraction
     empty_fraction: Fraction
     multi_object_fraction: Fraction
@@ -98,7 +92,7 @@ class Voc2012Data(Section):
     sbd: RemoteFile | None
     train_split: Literal["train", "trainaug"]
     test_split: Literal["seg11valid", "val"]
-    num_val: Annotated[int, Field(ge=0)]
+    num_val: Count
 
     @model_validator(mode="after")
     def _sbd_is_there_when_needed(self) -> "Voc2012Data":
@@ -119,6 +113,12 @@ class FolderData(Section):
     ignore_index: Annotated[int, Field(ge=1, le=255)]
 
 
+class Prepare(Section):
+    """What the stage prepare lets pass with a warning (see data/counts.py)."""
+
+    allow: list[Literal["missing_classes", "duplicates"]]
+
+
 Download = EmbeddedData | Voc2012Data | FolderData
 SOURCES: dict[str, type[Section]] = {"embedded": EmbeddedData, "voc2012": Voc2012Data, "folder": FolderData}
 
@@ -127,13 +127,13 @@ class Architecture(Section):
     """FCN8s: VGG16's topology at a multiple of its width; it goes into every weights file."""
 
     width: Annotated[float, Field(gt=0.0, le=2.0)]
-    fc_channels: PositiveInt
-    head_channels: PositiveInt
+    fc_channels: Channels
+    head_channels: Channels
     head_bias: bool
     batch_norm: bool
     padding: Literal[1, 100]
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
-    skip_scales: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)]
+    skip_scales: Annotated[tuple[PositiveFactor, PositiveFactor], Field(strict=False)]
     attention_layer: Literal["conv5_3", "pool5"]
 
 
@@ -141,8 +141,8 @@ class Augmentation(Section):
     """How a training image differs from the file: a flip, a change of size, a crop, in this order."""
 
     horizontal_flip: Fraction
-    crop_size: Annotated[int, Field(ge=32)] | None
-    scale: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)]
+    crop_size: Annotated[int, Field(ge=32, le=8192)] | None
+    scale: Annotated[tuple[Resizing, Resizing], Field(strict=False)]
 
     @model_validator(mode="after")
     def _scales_are_ordered(self) -> "Augmentation":
@@ -157,20 +157,20 @@ class Augmentation(Section):
 class Training(Augmentation):
     """One run of the training loop; pretrain, classify and finetune differ only in these values."""
 
-    num_epochs: PositiveInt
-    batch_size: PositiveInt
-    accumulate_grad_batches: PositiveInt
+    num_epochs: Annotated[int, Field(ge=1, le=MOST_EPOCHS)]
+    batch_size: BatchSize
+    accumulate_grad_batches: BatchSize
     optimizer: Literal["adamw", "sgd"]
-    learning_rate: PositiveFloat
-    learning_rate_scales: dict[Part, NonNegativeFloat]
+    learning_rate: Annotated[float, Field(gt=0.0, le=1000.0)]
+    learning_rate_scales: dict[Part, Weight]
     momentum: Fraction
-    weight_decay: NonNegativeFloat
+    weight_decay: Annotated[float, Field(ge=0.0, le=1000.0)]
     warmup_fraction: Fraction
-    max_gradient_norm: PositiveFloat
+    max_gradient_norm: Annotated[float, Field(gt=0.0, le=1.0e12)]
     frozen: list[Part]
     update_batch_norm: bool
     select: Literal["best", "last"]
-    num_panel_images: Annotated[int, Field(ge=0)]
+    num_panel_images: Annotated[int, Field(ge=0, le=1000)]
 
 
 class InitialWeights(Section):
@@ -196,7 +196,7 @@ class InitialWeights(Section):
 class Pretrain(Training):
     """FCN8s on the segmentation loss; with 0 epochs, imported weights as they are."""
 
-    num_epochs: Annotated[int, Field(ge=0)]
+    num_epochs: Annotated[int, Field(ge=0, le=MOST_EPOCHS)]
     weights: InitialWeights
 
     @model_validator(mode="after")
@@ -223,7 +223,7 @@ class Classify(Training):
 class PixelLabels(Section):
     """How many training images keep their pixel labels for external supervision: a count, or a fraction of all."""
 
-    count: Annotated[int, Field(ge=0)] | None = None
+    count: Count | None = None
     fraction: Fraction | None = None
 
     @model_validator(mode="after")
@@ -237,8 +237,8 @@ class Attention(Section):
     """Equations 1 to 7 and the choices that the paper leaves open."""
 
     mask_threshold: Fraction
-    mask_slope: PositiveFloat
-    max_classes_per_image: PositiveInt
+    mask_slope: Annotated[float, Field(gt=0.0, le=10_000.0)]
+    max_classes_per_image: Annotated[int, Field(ge=1, le=254)]
     masked_stride: Literal[1, 2, 4]
     second_order: bool
     trunk_gradient: Fraction
@@ -246,7 +246,7 @@ class Attention(Section):
     guidance: Literal["masks", "boxes", "shuffled_masks"]
     guidance_resolution: Literal["grid", "image"]
     guidance_reduction: Literal["mean", "sum"]
-    guidance_sharpness: PositiveFloat
+    guidance_sharpness: Annotated[float, Field(gt=0.0, le=1000.0)]
     guidance_distance: Literal["squared", "absolute"]
     pixel_labels: PixelLabels
     ramp_fraction: Fraction
@@ -255,26 +255,26 @@ class Attention(Section):
 class Variant(Section):
     """One way to fine-tune: the weights of its losses, and the attention choices in which it differs."""
 
-    loss_weights: dict[LossName, NonNegativeFloat]
+    loss_weights: dict[LossName, Weight]
     attention: dict[str, Any] = Field(default_factory=dict)
 
 
 class Evaluate(Section):
     """How the models are scored; the scores are listed in base/scores.py."""
 
-    batch_size: PositiveInt
+    batch_size: BatchSize
     attention_threshold: Fraction
-    num_panels: PositiveInt
+    num_panels: Annotated[int, Field(ge=1, le=1000)]
     panel_scale: Annotated[int, Field(ge=1, le=8)]
-    num_replicates: Annotated[int, Field(ge=100)]
-    num_deletion_images: Annotated[int, Field(ge=0)]
-    deletion_steps: Annotated[int, Field(ge=2)]
+    num_replicates: Annotated[int, Field(ge=100, le=1_000_000)]
+    num_deletion_images: Count
+    deletion_steps: Annotated[int, Field(ge=2, le=1000)]
 
 
 class Register(Section):
     """Which variant becomes the challenger."""
 
-    registered_model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    registered_model_name: Annotated[str, Field(pattern=NAME, max_length=100)]
     candidates: list[str]
     metric: str
 
@@ -286,7 +286,7 @@ class Promote(Section):
     higher than the champion's.
     """
 
-    not_below: dict[str, NonNegativeFloat]
+    not_below: dict[str, Fraction]
     better: list[str]
 
     @model_validator(mode="after")

@@ -1,5 +1,6 @@
 """`gain predict`: classes, segmentation and attention of images, as overlays and numbers."""
 
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,8 +50,6 @@ def predict_images(images: list[Path], out: Path, weights: Path) -> None:
     decoded = _decoded(images, out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, class_names = load_weights(weights)
-    if outside := [name for name in class_names if Path(name).name != name]:
-        raise PipelineError(f"{weights}: the class {outside[0]!r} cannot be part of a file's name; rename it")
     outputs = Outputs(model.to(device).eval())
     class_probs = {}
     for path, image in decoded.items():
@@ -77,5 +76,10 @@ def _decoded(images: list[Path], out: Path) -> dict[Path, NDArray[np.uint8]]:
 def _write(found: Prediction, image: NDArray[np.uint8], out: Path, stem: str) -> None:
     Image.fromarray(segmentation_overlay(image, found.segmentation)).save(out / f"{stem}_segmentation.png")
     for name, attention in found.attention.items():
-        Image.fromarray(attention_overlay(image, attention)).save(out / f"{stem}_attention_{name}.png")
+        Image.fromarray(attention_overlay(image, attention)).save(out / f"{stem}_attention_{_in_file_names(name)}.png")
     (out / f"{stem}_mask.png").write_bytes(palette_png(found.segmentation, voc_palette()))
+
+
+def _in_file_names(class_name: str) -> str:
+    """A class name with the characters that file systems keep for themselves as in addresses: `tv%2Fmonitor`."""
+    return re.sub(r'[/\\:*?"<>|%\x00-\x1f]', lambda found: f"%{ord(found[0]):02X}", class_name)

@@ -10,14 +10,14 @@ from pydantic import Field, ValidationError
 
 from pipeline.base.errors import PipelineError, did_you_mean
 from pipeline.base.messages import one_line
-from pipeline.base.sections import NonNegativeFloat, Section
+from pipeline.base.ranges import Section
 
 
 class Meta(Section):
     """`meta` of a stage in dvc.yaml: under which conditions a failed stage is worth another try."""
 
-    retries: Annotated[int, Field(ge=0)] = 0
-    retry_delay: NonNegativeFloat = 0.0  # seconds
+    retries: Annotated[int, Field(ge=0, le=1000)] = 0
+    retry_delay: Annotated[float, Field(ge=0.0, le=86_400.0)] = 0.0  # seconds
     retry_on: Literal["killed", "any"] = "killed"  # any: also after a failure that the stage itself reported
 
 

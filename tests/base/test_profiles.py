@@ -115,7 +115,7 @@ def test_matrix_of_dvc_lists_the_variants_of_the_profile(tmp_path, refused):
     check_matrix(params, path)  # none there
     for listed, problem in (
         (["control", "gain", "gain_ex"], "dvc.yaml: finetune.matrix.variant has 'gain_ex', params.yaml: variants has"),
-        (["control", "gain"], "params.yaml: variants has 'gain_ext', "),
+        (["control", "gain"], "params.yaml: variants has 'gain_ext' (profile embedded), "),
     ):
         path.write_text(yaml.safe_dump({"stages": {"finetune": {"matrix": {"variant": listed}}}}))
         assert problem in refused(check_matrix, params, path)

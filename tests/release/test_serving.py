@@ -198,18 +198,29 @@ def test_predict_and_export_say_what_is_missing(registry, tmp_path):
     one_line(gain(registry, "export", "--out", str(tmp_path / "net.onnx"), "--weights", "none"), "weights missing")
 
 
-def test_class_names_cannot_lead_out_of_the_folder(registry, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("tv/monitor", "tv%2Fmonitor"), ("../../escaped", "..%2F..%2Fescaped"), ("/etc/x", "%2Fetc%2Fx"),
+        ("100%", "100%25"), ("a:b\\c", "a%3Ab%5Cc"), ("stra\u00dfe", "stra\u00dfe"),
+    ],
+)  # fmt: skip
+def test_classes_of_any_name_are_predicted_into_the_folder(registry, tmp_path, name, file):
     """An untrusted weights file can name its classes in any way."""
     Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
     model = FCN8s(1, architecture_section())
     model.classifier.score.bias.data.fill_(20.0)
-    save_weights(tmp_path / "w.safetensors", model, ("../../escaped",))
+    save_weights(tmp_path / "w.safetensors", model, (name,))
     out = tmp_path / "deep" / "out"
     result = gain(
         registry, "predict", str(tmp_path / "a.png"), "--out", str(out), "--weights", f"{tmp_path}/w.safetensors"
     )
-    one_line(result, "w.safetensors", "'../../escaped' cannot be part of a file's name")
-    assert list(out.iterdir()) == []
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        ["a_mask.png", "a_segmentation.png", f"a_attention_{file}.png", "predictions.json"]
+    )
+    assert json.loads((out / "predictions.json").read_text()) == {str(tmp_path / "a.png"): {name: pytest.approx(1.0)}}
+    assert not list(tmp_path.rglob("escaped*"))
 
 
 def test_export_takes_the_weights_of_the_version(registry, tmp_path, monkeypatch):
