@@ -285,7 +285,7 @@ def test_doctor_names_what_is_missing_and_then_nothing(repro, served, tmp_path):
     healthy = gain(repro, "doctor")
     assert failures(healthy.stdout) == []
     assert "ok    data: 36 images of 20 classes" in healthy.stdout
-    assert "trained: classify, finetune/control" in healthy.stdout
+    assert "ok    weights: trained with profile voc2012: pretrain, classify, finetune/control" in healthy.stdout
 
     folder = checkout(tmp_path / "repo", "voc2012", **served.changes)
     fetchable = gain(folder, "doctor")
@@ -295,7 +295,9 @@ def test_doctor_names_what_is_missing_and_then_nothing(repro, served, tmp_path):
     set_params(folder, {".download.archive.path": "/nowhere/voc.tar", ".runtime.device": "mps"})
     sick = gain(folder, "doctor")
     assert sick.returncode == 1
-    assert "fail  archive of VOC2012: /nowhere/voc.tar: missing" in sick.stdout
+    assert (
+        "fail  archive of VOC2012: params.yaml: download.archive.path: /nowhere/voc.tar does not exist" in sick.stdout
+    )
     assert "fail  device: params.yaml: runtime.device: mps is not available" in sick.stdout
     assert failures(sick.stdout) == ["device", "archive of VOC2012"]
     assert sick.stderr.startswith("doctor: this profile cannot run here: device, archive of VOC2012")

@@ -25,7 +25,7 @@ def check_matrix(params: Params, path: Path) -> None:
     Raises:
         PipelineError: a variant is in one of the two only, or the matrix lists none.
     """
-    matrix = _stages(path).get("finetune", {}).get("matrix")
+    matrix = read_stages(path).get("finetune", {}).get("matrix")
     if matrix is None:
         return
     place = f"{path}: finetune.matrix.variant"
@@ -65,25 +65,29 @@ def output_at(path: Path, project: Path) -> str | None:
 def locked_document(path: Path) -> dict[str, Any] | None:
     """params.yaml as the stage configure last read it, from dvc.lock; None where it never ran."""
     found: dict[str, Any] = next(
-        (stage for name, stage in _stages(path).items() if name.split("@")[0] == "configure"), {}
+        (stage for name, stage in read_stages(path).items() if name.split("@")[0] == "configure"), {}
     )
     document: dict[str, Any] | None = found.get("params", {}).get(str(PARAMS))
     return document if document and "profiles" in document else None
 
 
-def _outputs(path: Path) -> Iterator[str]:
-    for stage in _stages(path).values():
-        for kind in ("outs", "metrics", "plots"):
-            for entry in stage.get(kind) or []:
-                name = next(iter(entry)) if isinstance(entry, dict) else entry
-                yield (PurePosixPath(stage.get("wdir", ".")) / name).as_posix()
+def read_stages(path: Path) -> dict[str, dict[str, Any]]:
+    """Name to content of the stages of dvc.yaml or dvc.lock; none where the file is missing.
 
-
-def _stages(path: Path) -> dict[str, dict[str, Any]]:
-    """Name to content of the stages of dvc.yaml or dvc.lock; none where the file is missing."""
+    Raises:
+        PipelineError: the file has no mapping of stages.
+    """
     if not path.exists():
         return {}
     stages = read_document(path).get("stages") or {}
     if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
         raise PipelineError(f"{path}: stages: expected a mapping of stages; restore the file, as with `git checkout`")
     return stages
+
+
+def _outputs(path: Path) -> Iterator[str]:
+    for stage in read_stages(path).values():
+        for kind in ("outs", "metrics", "plots"):
+            for entry in stage.get(kind) or []:
+                name = next(iter(entry)) if isinstance(entry, dict) else entry
+                yield (PurePosixPath(stage.get("wdir", ".")) / name).as_posix()

@@ -60,7 +60,7 @@ def read_document(path: Path) -> dict[str, Any]:
         raise PipelineError(f"{path}: not found; {where}") from None
     except OSError as error:
         raise PipelineError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError: bytes, dates or numbers that are none
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: bytes, dates or numbers that are none
         raise PipelineError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
         raise PipelineError(f"{path}: expected a mapping with profile, seed, sections and profiles at the top")

@@ -234,7 +234,8 @@ def _of_images(params: Params) -> Iterator[str]:
             yield f"download.num_val: {options.num_val} of VOC12 train's {official} images leave none to train"
         available = VOC2012_IMAGES[options.train_split] - options.num_val
         source = f"there are {available} training images"
-    for name in params.variants:
-        count = params.attention_of(name).pixel_labels.count or 0
+    for name, variant in params.variants.items():
+        asks = variant.loss_weights.get("external_supervision", 0.0) > 0
+        count = (params.attention_of(name).pixel_labels.count or 0) if asks else 0
         if count > available:
             yield f"attention.pixel_labels.count: {count} images asked for ({name}), and {source}; ask for fewer"

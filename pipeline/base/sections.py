@@ -70,7 +70,7 @@ class EmbeddedData(Section):
     context_strength: Fraction
     empty_fraction: Fraction
     multi_object_fraction: Fraction
-    object_scale: Annotated[tuple[float, float], Field(strict=False)]
+    object_scale: Annotated[tuple[Fraction, Fraction], Field(strict=False)]
     max_rotation: Annotated[float, Field(ge=0.0, le=180.0)]
     occlusion_fraction: Fraction
     void_border: Annotated[int, Field(ge=0, le=8)]

@@ -6,16 +6,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from pipeline.base.dvc_files import check_matrix, dvc_project
 from pipeline.base.errors import PipelineError, without_credentials
+from pipeline.base.outside import located, outside_files
 from pipeline.base.profile import Params
 from pipeline.base.sections import FolderData, RemoteFile, Voc2012Data
+from pipeline.base.workspace import Workspace
 from pipeline.cli.estimates import disk_bytes, evaluation_bytes, largest_image, training_bytes
+from pipeline.cli.trained import trained, trainings
 from pipeline.data import voc
 from pipeline.datasets.embedded import CLASS_NAMES
 from pipeline.datasets.fetch import CACHE, cached_path, check_file
 from pipeline.datasets.sbd import SBD_ARCHIVE
 from pipeline.datasets.voc2012 import VOC2012_ARCHIVE, VOC_CLASSES
 from pipeline.flows.services import default_remote
+from pipeline.tracking.address import unusable_server, unusable_tracking
 from pipeline.tracking.server import problem_at, problem_with, tracking_uri
 from pipeline.training.devices import Device, choose_device
 
@@ -38,11 +43,11 @@ def examine(params: Params, folder: Path) -> Iterator[Finding]:
     """
     finding, device = _device(params)
     yield finding
-    yield from (Finding("note", "configuration", doubt) for doubt in params.doubts)
+    yield from _configuration(params, folder)
     data = _data(params, folder)
     yield data
     yield from _sources(params, folder, data_is_there=data.verdict == "ok")
-    yield _weights(folder)
+    yield _weights(params, folder)
     yield _memory(params, folder, device)
     yield _disk(params, folder, data_is_there=data.verdict == "ok")
     yield _tracking()
@@ -58,6 +63,15 @@ def _device(params: Params) -> tuple[Finding, Device | None]:
     return Finding("ok", "device", device.reason), device
 
 
+def _configuration(params: Params, folder: Path) -> Iterator[Finding]:
+    """What the stage configure refuses or warns of, save the files, which `_sources` looks at."""
+    try:
+        check_matrix(params, dvc_project(folder) / "dvc.yaml")
+    except PipelineError as error:
+        yield Finding("fail", "configuration", str(error))
+    yield from (Finding("note", "configuration", doubt) for doubt in params.doubts)
+
+
 def _data(params: Params, folder: Path) -> Finding:
     root = folder / "data" / "voc"
     source = params.download.source
@@ -66,9 +80,10 @@ def _data(params: Params, folder: Path) -> Finding:
     try:
         ids = [image_id for split in voc.list_splits(root) for image_id in voc.read_split(root, split)]
         names = voc.read_class_names(root)
+        asked = _class_names(params, names)
     except PipelineError as error:
         return Finding("fail", "data", str(error))
-    if names != _class_names(params, names):
+    if names != asked:
         return Finding("note", "data", f"{root} holds another data set; `dvc repro download` replaces it ({source})")
     files = [path for i in ids for path in (voc.image_path(root, i), voc.mask_path(root, i))]
     missing = [path for path in files if not path.exists()]
@@ -84,46 +99,56 @@ def _class_names(params: Params, otherwise: tuple[str, ...]) -> tuple[str, ...]:
     """Classes of the data set that the profile asks for; `otherwise` if only an archive could say."""
     options = params.download
     if isinstance(options, FolderData):
-        source = Path(options.path).expanduser()
-        return voc.read_class_names(source) if (source / "classes.txt").exists() else otherwise
+        source = Path(os.path.expanduser(options.path))  # noqa: PTH111 - Path.expanduser fails without such a user
+        return voc.read_class_names(source) if (source / "classes.txt").is_file() else otherwise
     return VOC_CLASSES if isinstance(options, Voc2012Data) else CLASS_NAMES
 
 
 def _sources(params: Params, folder: Path, *, data_is_there: bool) -> Iterator[Finding]:
-    """The files that download reads, unless the profile's data set is there."""
-    options = params.download
-    files: dict[str, tuple[str, RemoteFile]] = {}
-    if isinstance(options, Voc2012Data) and not data_is_there:
-        files["archive of VOC2012"] = VOC2012_ARCHIVE, options.archive
-        if options.train_split == "trainaug" and options.sbd is not None:
-            files["archive of SBD"] = SBD_ARCHIVE, options.sbd
+    """The files that download reads; those from mirrors only if what they hold is not in place."""
+    options, weights, asked = params.download, params.pretrain.weights, outside_files(params)
+    files: list[
+        tuple[str, str, str, RemoteFile, bool]
+    ] = []  # link, subject, name, file, whether its content is in place
     if isinstance(options, FolderData):
-        yield _own_folder(Path(options.path).expanduser(), folder / "data" / "voc" / "classes.txt")
-    weights, name = params.pretrain.weights.file, params.pretrain.weights.file_name
-    if weights is not None and not (folder / "data" / "weights" / Path(weights.path or name).name).exists():
-        files["initial weights"] = name, weights
-    for subject, (name, file) in files.items():
-        yield _source(subject, name, file)
+        yield _own_folder(options.path, folder)
+    if isinstance(options, Voc2012Data):
+        files.append(("data", "archive of VOC2012", VOC2012_ARCHIVE, options.archive, data_is_there))
+        if options.sbd is not None and options.train_split == "trainaug":
+            files.append(("sbd", "archive of SBD", SBD_ARCHIVE, options.sbd, data_is_there))
+    if weights.file is not None:
+        copy = folder / "data" / "weights" / weights.file_name
+        files.append(("weights", "initial weights", weights.file_name, weights.file, copy.exists()))
+    for link, subject, name, file, in_place in files:
+        if (entry := asked[link]) is not None:
+            yield _named(subject, entry, file, folder)
+        elif not in_place:
+            yield _mirrored(subject, name, file)
 
 
-def _own_folder(path: Path, copy: Path) -> Finding:
-    if not path.exists():
-        return Finding("fail", "your data", f"{path} is missing; correct download.path in params.yaml")
+def _own_folder(text: str, folder: Path) -> Finding:
+    try:
+        path = located("download.path", text, Workspace(folder))
+    except PipelineError as error:
+        return Finding("fail", "your data", str(error))
     newest = max((p.stat().st_mtime for p in (path, *path.rglob("*"))), default=0.0)
+    copy = folder / "data" / "voc" / "classes.txt"
     if copy.exists() and newest > copy.stat().st_mtime:
-        text = f"{path} has changed since it was copied; `dvc repro` copies it again"
-        return Finding("note", "your data", text)
-    return Finding("ok", "your data", f"{path} is there")
+        return Finding("note", "your data", f"{text} has changed since it was copied; `dvc repro` copies it again")
+    return Finding("ok", "your data", f"{text} is there")
 
 
-def _source(subject: str, name: str, file: RemoteFile) -> Finding:
-    if file.path is not None:
-        path = Path(file.path).expanduser()
-        if not path.is_file():
-            return Finding("fail", subject, f"{path}: missing; correct the path in params.yaml, or null to fetch it")
-        if file.checksum is None:
-            return Finding("ok", subject, f"{path}, unchecked")
-        return _checked(subject, path, file.checksum, "correct the path in params.yaml, or set the checksum to null")
+def _named(subject: str, entry: tuple[str, str], file: RemoteFile, folder: Path) -> Finding:
+    try:
+        path = located(*entry, Workspace(folder))
+    except PipelineError as error:
+        return Finding("fail", subject, str(error))
+    if file.checksum is None:
+        return Finding("ok", subject, f"{path}, unchecked")
+    return _checked(subject, path, file.checksum, "correct the path in params.yaml, or set the checksum to null")
+
+
+def _mirrored(subject: str, name: str, file: RemoteFile) -> Finding:
     assert file.checksum is not None  # `RemoteFile` demands one of what is fetched
     path = cached_path(CACHE, name, file.checksum)
     if path.exists():
@@ -144,14 +169,21 @@ def _checked(subject: str, path: Path, checksum: str, remedy: str) -> Finding:
     return Finding("ok", subject, f"{path}, intact")
 
 
-def _weights(folder: Path) -> Finding:
-    models = folder / "models"
-    found = sorted(str(path.relative_to(models).with_suffix("")) for path in models.rglob("*.safetensors"))
-    if not found:
-        return Finding(
-            "note", "weights", "nothing trained here yet; `dvc repro` trains, `dvc pull` fetches from a remote"
-        )
-    return Finding("ok", "weights", f"trained: {', '.join(found)}")
+def _weights(params: Params, folder: Path) -> Finding:
+    """Whether the weights of this profile are here; those of another profile have the same names."""
+    names, own = trainings(params), trained(params, Workspace(folder))
+    others = [name for name in names if (folder / "models" / f"{name}.safetensors").exists() and name not in own]
+    parts = [f"trained with profile {params.profile}: {', '.join(own)}"] if own else []
+    if others:
+        parts.append(f"trained with other values, or not recorded in dvc.lock: {', '.join(others)}")
+    if own == names:
+        return Finding("ok", "weights", parts[0])
+    missing = [name for name in names if name not in (*own, *others)]
+    if missing == names:
+        parts = ["nothing trained here yet"]
+    elif missing:
+        parts.append(f"not trained yet: {', '.join(missing)}")
+    return Finding("note", "weights", f"{'; '.join(parts)}; `dvc repro` trains, `dvc pull` fetches from a remote")
 
 
 def _memory(params: Params, folder: Path, device: Device | None) -> Finding:
@@ -188,6 +220,8 @@ def _disk(params: Params, folder: Path, *, data_is_there: bool) -> Finding:
 def _tracking() -> Finding:
     uri = tracking_uri()
     shown = without_credentials(uri)
+    if (problem := unusable_tracking(uri)) is not None:
+        return Finding("fail", "tracking", f"{shown} {problem}; correct MLFLOW_TRACKING_URI, or unset it")
     if not uri.startswith("http"):
         return Finding("ok", "tracking", f"{shown}, no server needed; `gain ui` shows it")
     if (problem := problem_with(uri)) is None:
@@ -209,6 +243,8 @@ def _prefect() -> Finding:
     url = os.environ.get("PREFECT_API_URL")
     if not url:
         return Finding("note", "Prefect", "PREFECT_API_URL is not set; `dvc repro` needs no server")
+    if (problem := unusable_server(url)) is not None:
+        return Finding("fail", "Prefect", f"{without_credentials(url)} {problem}; correct PREFECT_API_URL, or unset it")
     if (problem := problem_with(url)) is None:
         return Finding("ok", "Prefect", f"{without_credentials(url)} answers")
     return Finding("note", "Prefect", f"{without_credentials(url)}: {problem}; start it, or unset PREFECT_API_URL")

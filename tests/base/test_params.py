@@ -202,7 +202,7 @@ def test_further_problems_are_counted(tmp_path, refused):
         ("classify.frozen", ["trunk", "classifier"], "classify: classify trains the classifier on the frozen trunk"),
         ("download.object_scale", [0.5, 0.25], "download: object_scale must be 0 < low <= high <= 1, got [0.5, 0.25]"),
         ("download.object_scale", [0.0, 0.5], "download: object_scale must be 0 < low <= high <= 1, got [0.0, 0.5]"),
-        ("download.object_scale", [0.5, 1.5], "download: object_scale must be 0 < low <= high <= 1, got [0.5, 1.5]"),
+        ("download.object_scale", [0.5, 1.5], "download.object_scale.1: Input should be less than or equal to 1"),
         ("download.object_scale", [0.5], "download.object_scale"),
         ("download.object_scale", ["0.2", 0.5], "download.object_scale"),
         ("classify.frozen", ["trunc"], "classify.frozen.0: Input should be 'trunk', 'decoder' or 'classifier'"),

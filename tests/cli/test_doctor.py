@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import yaml
 
 import pipeline.cli.doctor
 import pipeline.flows.services
@@ -136,9 +137,10 @@ def test_local_and_fetched_files_are_checked(health, tmp_path):
     right, wrong = f"md5:{hashlib.md5(b'x').hexdigest()}", f"md5:{'0' * 32}"
 
     def finding(**values: object):
-        return pipeline.cli.doctor._source(
-            "weights", "w.pth", RemoteFile(**{"mirrors": [], "checksum": None, **values})
-        )
+        file, folder = RemoteFile(**{"mirrors": [], "checksum": None, **values}), tmp_path / "project"
+        if file.path is None:
+            return pipeline.cli.doctor._mirrored("weights", "w.pth", file)
+        return pipeline.cli.doctor._named("weights", ("pretrain.weights.file.path", file.path), file, folder)
 
     path = str(tmp_path / "w.pth")
     assert finding(path=path).text == f"{path}, unchecked"
@@ -178,22 +180,103 @@ def test_other_data_set_than_the_profiles_is_not_taken_for_it(diagnose, tmp_path
 
 
 def test_folder_that_changed_since_it_was_copied_is_reported(voc_copy):
-    source, copy = voc_copy
-    assert pipeline.cli.doctor._own_folder(source, copy).text.endswith("is there")
+    source, folder = voc_copy
+    assert pipeline.cli.doctor._own_folder(str(source), folder).text.endswith("is there")
     os.utime(source / "JPEGImages" / "a.jpg", (time.time() + 60,) * 2)
-    assert (
-        "has changed since it was copied; `dvc repro` copies it again"
-        in pipeline.cli.doctor._own_folder(source, copy).text
-    )
-    assert pipeline.cli.doctor._own_folder(source / "none", copy).verdict == "fail"
+    found = pipeline.cli.doctor._own_folder(str(source), folder)
+    assert "has changed since it was copied; `dvc repro` copies it again" in found.text
+    assert pipeline.cli.doctor._own_folder(str(source / "none"), folder).verdict == "fail"
 
 
 @pytest.fixture
 def voc_copy(tmp_path) -> tuple[Path, Path]:
-    """A folder with an image, and the classes.txt of its copy, written later."""
+    """A folder with an image, and the project whose copy of it was written later."""
     (tmp_path / "mine" / "JPEGImages").mkdir(parents=True)
     (tmp_path / "mine" / "JPEGImages" / "a.jpg").write_bytes(b"x")
-    copy = tmp_path / "classes.txt"
+    copy = tmp_path / "project" / "data" / "voc" / "classes.txt"
+    copy.parent.mkdir(parents=True)
     copy.write_text("cat\n")
     os.utime(copy, (time.time() + 5,) * 2)
-    return tmp_path / "mine", copy
+    return tmp_path / "mine", tmp_path / "project"
+
+
+# ---- addresses, of which test_address.py has more --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variable", "address", "subject"),
+    [
+        ("MLFLOW_TRACKING_URI", "foo://user:secret@x", "tracking"),
+        ("MLFLOW_TRACKING_URI", "postgresql://user:secret@host/db", "tracking"),
+        ("PREFECT_API_URL", "foo://user:secret@x/api", "Prefect"),
+    ],
+)
+def test_address_that_cannot_work_is_a_failure(diagnose, monkeypatch, variable, address, subject):
+    monkeypatch.setenv(variable, address)
+    found = diagnose(subject)
+    assert found.verdict == "fail"
+    assert "secret" not in found.text
+    assert found.text.endswith(f"; correct {variable}, or unset it")
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------------
+
+RESOLVED = "reports/configure/params.yaml"
+
+
+def recorded(folder: Path, profile: str, **changed: object) -> None:
+    """Weights of a training of one byte each, and what DVC would record of them."""
+    values = load_params(PARAMS, profile=profile).model_dump(mode="json", by_alias=True)
+    stages: dict[str, object] = {}
+    before = None
+    for name in ("pretrain", "classify", "finetune/control", "finetune/gain", "finetune/gain_ext"):
+        path = folder / "models" / f"{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{profile} {name}")
+        section = name.split("/")[0]
+        stages[name.replace("/", "@")] = {
+            "params": {RESOLVED: {"seed": values["seed"], section: values[section], **changed}},
+            "deps": [{"path": before}] if before else [],
+            "outs": [{"path": f"models/{name}.safetensors", "md5": hashlib.md5(path.read_bytes()).hexdigest()}],
+        }
+        before = f"models/{name}.safetensors" if section != "finetune" else before
+    (folder / "dvc.lock").write_text(yaml.safe_dump({"stages": stages}))
+
+
+def test_weights_are_those_of_the_profile_that_is_asked_for(diagnose, tmp_path):
+    assert diagnose("weights").verdict == "note"
+    assert diagnose("weights").text.startswith("nothing trained here yet; ")
+    recorded(tmp_path, "smoke")
+    names = "pretrain, classify, finetune/control, finetune/gain, finetune/gain_ext"
+    assert diagnose("weights", "smoke") == ("ok", "weights", f"trained with profile smoke: {names}")
+    for profile in ("embedded", "voc2012"):
+        other = diagnose("weights", profile)
+        assert other.verdict == "note"
+        assert other.text.startswith(f"trained with other values, or not recorded in dvc.lock: {names}; ")
+
+
+def test_weights_after_a_stage_with_other_values_are_none_of_the_profile(diagnose, tmp_path):
+    recorded(tmp_path, "smoke")
+    lock = yaml.safe_load((tmp_path / "dvc.lock").read_text())
+    lock["stages"]["classify"]["params"][RESOLVED]["classify"]["num_epochs"] = 9
+    (tmp_path / "dvc.lock").write_text(yaml.safe_dump(lock))
+    found = diagnose("weights")
+    assert found.verdict == "note"
+    assert found.text.startswith("trained with profile smoke: pretrain; trained with other values, or not recorded in ")
+
+
+def test_weights_that_dvc_has_not_recorded_are_not_taken_for_the_profiles(diagnose, tmp_path):
+    recorded(tmp_path, "smoke")
+    (tmp_path / "models" / "finetune" / "gain.safetensors").write_text("from elsewhere")
+    (tmp_path / "models" / "finetune" / "gain_ext.safetensors").unlink()
+    text = diagnose("weights").text
+    assert "trained with profile smoke: pretrain, classify, finetune/control; " in text
+    assert "trained with other values, or not recorded in dvc.lock: finetune/gain; " in text
+    assert "not trained yet: finetune/gain_ext; " in text
+
+
+def test_matrix_of_dvc_that_does_not_fit_is_a_failure(diagnose, tmp_path):
+    (tmp_path / "dvc.yaml").write_text("stages: {finetune: {matrix: {variant: [control, gain, gain_ex]}}}\n")
+    found = diagnose("configuration")
+    assert found.verdict == "fail"
+    assert "did you mean 'gain_ext'?" in found.text
