@@ -22,9 +22,10 @@ def prepare(params: Params, space: Workspace) -> None:
     total = sum(len(read_split(space.data, split)) for split in splits)
     with progress_bar("prepare: images checked", total) as advance:
         manifest = build_manifest(space.data, splits=splits, seed=params.seed, on_image=advance)
-    for warning in check_counts(space.data, manifest, params.prepare.allow):
-        warn(f"prepare: {warning}")
+    warnings = check_counts(space.data, manifest, params.prepare.allow)
     check_demands(params, space.data, manifest)
+    for warning in warnings:
+        warn(f"prepare: {warning}")
     with atomic_file(space.manifest) as partial:
         manifest.to_csv(partial, index=False)
     write_csv(space.reports / "prepare" / "classes.csv", class_counts(manifest))

@@ -213,7 +213,7 @@ def crop_problem(params: Params, side: int) -> str | None:
     """
     for name in ("pretrain", "classify", "finetune"):
         options: Training = getattr(params, name)
-        if options.crop_size is not None and options.crop_size > 2 * side * options.scale[1]:
+        if options.num_epochs and options.crop_size and options.crop_size > 2 * side * options.scale[1]:
             return (
                 f"{name}.crop_size: {options.crop_size} pixels, but no image has a side above {side}, resized "
                 f"{side * options.scale[1]:.0f}: most of every crop would be filler; crop less"
