@@ -1,5 +1,7 @@
 """Every kind of configuration that cannot work is found by `configure` and by `gain doctor`, in one line."""
 
+import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,12 +9,15 @@ from typing import Any
 import pytest
 import yaml
 from checkouts import checkout, gain, one_line, set_params, stage
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import BaseModel
-from test_params import DOCUMENT, written
+from test_params import DOCUMENT, leaves, written
 
 from pipeline.base.dvc_files import check_matrix, locked_document, output_at
+from pipeline.base.errors import PipelineError
 from pipeline.base.outside import located
-from pipeline.base.params import load_params
+from pipeline.base.params import SECTIONS, load_params
 from pipeline.base.profile import Params
 from pipeline.base.workspace import Workspace
 
@@ -264,3 +269,40 @@ def test_configure_and_doctor_find_it_and_nothing_is_written(tmp_path, changes, 
     assert problem in found.stdout + found.stderr
     assert "Traceback" not in found.stderr
     assert kept.read_text() == "mine"
+
+
+# ---- anything at all -------------------------------------------------------------------------------------------------
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from(["trunk", "~x", ".."]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8) | st.integers(), inner, max_size=3),
+    max_leaves=6,
+)
+KEYS = sorted(
+    {key for name in SECTIONS for key in [name, *leaves(DOCUMENT[name], name)]} | {"profile", "seed", "profiles"}
+)
+
+
+@settings(max_examples=100)
+@given(st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=2))
+def test_any_value_anywhere_is_taken_or_refused_in_one_line(changes):
+    with tempfile.TemporaryDirectory() as folder:
+        document = json.loads(json.dumps(DOCUMENT))
+        for dotted, value in sorted(changes.items(), reverse=True):  # the inner ones first
+            *parents, key = dotted.split(".")
+            place = document
+            for parent in parents:
+                place = place[parent]
+            place[key] = value
+        path = Path(folder) / "params.yaml"
+        path.write_text(yaml.safe_dump(document), encoding="utf-8")
+        try:
+            load_params(path)
+        except PipelineError as error:
+            assert "\n" not in str(error)
+            assert str(error).startswith(f"{path}: ")
