@@ -3,7 +3,9 @@
 import difflib
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+MOST_NAMED = 10  # problems of one kind of work that one message tells
 
 
 class PipelineError(Exception):
@@ -16,6 +18,23 @@ class PipelineError(Exception):
 def warn(message: str) -> None:
     """Print one line that begins with `warning:` to standard error."""
     print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def raise_together(problems: Sequence[str], what: str) -> None:
+    """Raise all `problems` as one error in one line; the only one as it is, of more the number and the first ten.
+
+    Args:
+        what: has the problems, in the plural, such as "bad files".
+
+    Raises:
+        PipelineError: there is a problem.
+    """
+    if not problems:
+        return
+    if len(problems) == 1:
+        raise PipelineError(problems[0])
+    rest = [f"and {len(problems) - MOST_NAMED} more"] if len(problems) > MOST_NAMED else []
+    raise PipelineError(f"{len(problems)} {what}: {' | '.join([*problems[:MOST_NAMED], *rest])}")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

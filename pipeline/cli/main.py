@@ -138,7 +138,7 @@ def ui(port: Annotated[int, typer.Option(help="of MLflow's UI on 127.0.0.1")] = 
 
 @command("predict")
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="PNG or JPEG files of any size")],
+    images: Annotated[list[Path], typer.Argument(help="JPEG, PNG, WebP, BMP or TIFF files of any size")],
     out: Annotated[Path, typer.Option(help="folder for the pictures and predictions.json")],
     weights: Weights = None,
     alias: Alias = "champion",

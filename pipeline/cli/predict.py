@@ -14,6 +14,7 @@ from PIL import Image
 from pipeline.base.errors import PipelineError
 from pipeline.base.files import write_json
 from pipeline.base.params import load_params
+from pipeline.data.images import FORMATS
 from pipeline.data.voc import voc_palette
 from pipeline.model.weights import load_weights
 from pipeline.release.images import palette_png, read_image
@@ -41,7 +42,7 @@ def predict_images(images: list[Path], out: Path, weights: Path) -> None:
     """Write STEM_segmentation.png, STEM_mask.png and STEM_attention_CLASS.png for each image, and predictions.json.
 
     Args:
-        images: PNG or JPEG files of any size; all are read before the first is computed.
+        images: files of any size, in a format of data/images.py; all are read before the first is computed.
         out: a folder, made if it does not exist.
 
     Raises:
@@ -70,7 +71,7 @@ def _decoded(images: list[Path], out: Path) -> dict[Path, NDArray[np.uint8]]:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PipelineError(f"{error.filename}: {error.strerror}") from error
-    return {path: read_image(content, str(path)) for path, content in contents.items()}
+    return {path: read_image(content, str(path), formats=FORMATS) for path, content in contents.items()}
 
 
 def _write(found: Prediction, image: NDArray[np.uint8], out: Path, stem: str) -> None:

@@ -1,37 +1,134 @@
-"""Images and class masks as files: decoded for the network, encoded in the way of PASCAL VOC."""
+"""Images and class masks as files: one decoder for training, prediction and serving, and masks in the way of VOC.
 
+Everything is decoded as a viewer shows it: upright by its EXIF orientation, 16-bit grey by its high byte, which is what
+Pillow does with 16-bit colour. What has no certain 8-bit RGB is refused: floats, 32-bit integers, 12 bits in a 16-bit
+file, transparency, several pictures in one file.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.base.errors import PipelineError
-from pipeline.data.voc import voc_palette
+from pipeline.data.voc import IGNORE_INDEX, import_command, voc_palette
 
-# What Pillow raises on damaged files, by format.
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+LOSSY_FORMATS = ("JPEG", "MPO", "WEBP")
+MANY_PICTURES = ("MPO",)  # a photograph and its previews: the first is what a viewer shows
+ORIENTATION_TAG, UPRIGHT, TURNED = 0x0112, 1, range(2, 9)  # of EXIF; other values mean nothing
+TWELVE_BITS = 1 << 12
 
 _PALETTE = voc_palette()
 
 
+class Mask(NamedTuple):
+    """A class mask as its file holds it."""
+
+    values: NDArray[np.uint8]  # (H, W): 0 background, 1..C classes, 255 void
+    palette: list[int] | None  # flat [r0, g0, b0, r1, ...], None of a grey file
+
+
+class ImageHeader(NamedTuple):
+    """What an image file says of itself."""
+
+    format: str  # by its content: one of FORMATS or MANY_PICTURES
+    orientation: int  # of EXIF, UPRIGHT or one of TURNED
+
+
 def decode_image(path: Path) -> NDArray[np.uint8]:
-    """RGB image, (H, W, 3) uint8.
+    """RGB image, (H, W, 3) uint8, upright.
 
     Raises:
-        PipelineError: the file is missing, truncated or no image.
+        PipelineError: the file is missing, truncated or no image, or `rgb_pixels` refuses it.
     """
-    return _decode(path, "RGB", "image")
+    with _opened(path, "image") as image:
+        return rgb_pixels(image, str(path))
 
 
 def decode_mask(path: Path) -> NDArray[np.uint8]:
     """Class mask, (H, W) uint8: 0 background, 1..C classes, 255 void.
 
     Raises:
-        PipelineError: the file is missing, truncated, no image, or neither palette nor 8-bit grey.
+        PipelineError: see `read_mask`.
     """
-    return _decode(path, None, "mask")
+    return read_mask(path).values
+
+
+def read_mask(path: Path) -> Mask:
+    """Class mask, upright, with the colours of its palette.
+
+    Raises:
+        PipelineError: the file is missing, truncated, no image, neither palette nor 8-bit grey, or lossy.
+    """
+    with _opened(path, "mask") as image:
+        if image.mode not in ("P", "L") or image.format in LOSSY_FORMATS:
+            raise PipelineError(_no_class_map(path, image))
+        ImageOps.exif_transpose(image, in_place=True)
+        return Mask(np.array(image, dtype=np.uint8), image.getpalette())
+
+
+def rgb_pixels(image: Image.Image, name: str) -> NDArray[np.uint8]:
+    """Pixels of an opened image as a viewer shows them, (H, W, 3) uint8 RGB.
+
+    Args:
+        name: of the image, for messages.
+
+    Raises:
+        PipelineError: it has no certain 8-bit RGB.
+    """
+    if image.format not in MANY_PICTURES and (pictures := getattr(image, "n_frames", 1)) > 1:
+        raise PipelineError(f"{name}: holds {pictures} pictures, as animations do; save the one that is meant")
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I;16"):
+        return np.repeat(_high_byte(image, name)[..., None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise PipelineError(f"{name}: pixels of mode {image.mode} have no fixed range; save it with 8 bits a channel")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if np.asarray(image)[..., 3].min() < 255:
+            raise PipelineError(
+                f"{name}: has transparent pixels, whose colour is not defined; flatten it, for example with "
+                "`mogrify -background white -alpha remove`"
+            )
+    return np.array(image.convert("RGB"), dtype=np.uint8)
+
+
+def check_mask(path: Path, mask: Mask, image_size: tuple[int, ...], class_names: Sequence[str]) -> NDArray[np.int64]:
+    """Check a mask against its image and the class list.
+
+    Args:
+        path: of the mask, for messages.
+        image_size: (H, W).
+        class_names: of the C foreground classes.
+
+    Returns:
+        Pixels by value, (256,).
+
+    Raises:
+        PipelineError: the sizes differ, a value is undeclared, or the palette shows VOC's colours in another order.
+    """
+    height, width = mask.values.shape
+    if image_size != mask.values.shape:
+        size = f"{image_size[1]}x{image_size[0]}"
+        raise PipelineError(f"{path}: mask is {width}x{height} pixels, its image {size}; they must be equal")
+    counts = np.bincount(mask.values.ravel(), minlength=256)
+    undeclared = [int(v) for v in np.flatnonzero(counts) if v > len(class_names) and v != IGNORE_INDEX]
+    if undeclared:
+        command = import_command(path.parent.parent, f"0=background,{','.join(f'{v}=NAME' for v in undeclared)}")
+        raise PipelineError(
+            f"{path}: class value {undeclared[0]} is undeclared; classes.txt names {len(class_names)} classes "
+            f"(values 1 to {len(class_names)}; 0 is background, 255 void); if these are grey levels, `{command}` "
+            "converts them"
+        )
+    if mask.palette is not None and mask.palette != _PALETTE[: len(mask.palette)]:
+        _check_order(path, mask.palette, np.flatnonzero(counts[: len(class_names) + 1]).tolist(), len(class_names))
+    return counts
 
 
 def save_jpeg(image: Image.Image, path: Path, *, quality: int) -> None:
@@ -41,6 +138,15 @@ def save_jpeg(image: Image.Image, path: Path, *, quality: int) -> None:
         OSError: the folder is missing or the disk is full.
     """
     _save(image, path, "JPEG", quality=quality)
+
+
+def save_png(image: NDArray[np.uint8], path: Path) -> None:
+    """Write an RGB image, (H, W, 3) uint8, as PNG; `decode_image` gives it back.
+
+    Raises:
+        OSError: the folder is missing or the disk is full.
+    """
+    _save(Image.fromarray(image), path, "PNG")
 
 
 def save_mask(mask: NDArray[np.uint8], path: Path) -> None:
@@ -54,16 +160,79 @@ def save_mask(mask: NDArray[np.uint8], path: Path) -> None:
     _save(image, path, "PNG")
 
 
-def _decode(path: Path, mode: str | None, role: str) -> NDArray[np.uint8]:
+def colour(palette: Sequence[int], value: int) -> tuple[int, ...]:
+    """(R, G, B) of a value; () beyond the end of the palette."""
+    return tuple(palette[3 * value : 3 * value + 3])
+
+
+def image_header(path: Path) -> ImageHeader:
+    """What an image file says of itself before it is decoded.
+
+    Raises:
+        PipelineError: the file is missing or no image.
+    """
+    with _opened(path, "image") as image:
+        found = image.getexif().get(ORIENTATION_TAG, UPRIGHT)
+        return ImageHeader(str(image.format), found if found in TURNED else UPRIGHT)
+
+
+@contextmanager
+def _opened(path: Path, role: str) -> Iterator[Image.Image]:
     try:
-        with Image.open(path) as file:
-            if mode is None and file.mode not in ("P", "L"):
-                raise PipelineError(f"{path}: mask has mode {file.mode}; expected a palette or 8-bit grey PNG")
-            return np.array(file if mode is None else file.convert(mode), dtype=np.uint8)
+        # By its path, Pillow 13 maps a turned grey TIFF into memory with height and width swapped.
+        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
+            yield image
+    except (PipelineError, MemoryError):
+        raise
     except FileNotFoundError:
         raise PipelineError(f"{path}: {role} missing; a split lists it; restore the file or remove the id") from None
-    except UNREADABLE as error:
-        raise PipelineError(f"{path}: {role} cannot be decoded ({error}); restore the file or remove its id") from error
+    except Exception as error:  # Pillow has one for every kind of damage
+        # The text of the first is the name of a Python object.
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = f"it is none of {', '.join(FORMATS)}" if unknown else " ".join(str(error).split()) or repr(error)
+        raise PipelineError(
+            f"{path}: {role} cannot be decoded ({reason}); restore the file or remove its id"
+        ) from error
+
+
+def _high_byte(image: Image.Image, name: str) -> NDArray[np.uint8]:
+    """16-bit grey in 8 bits, (H, W)."""
+    values = np.asarray(image)
+    if 0 < values.max() < TWELVE_BITS:
+        raise PipelineError(
+            f"{name}: 16-bit grey whose values end at {values.max()}, as those of 12-bit cameras do, would be black; "
+            "scale it to 8 bits"
+        )
+    return (values >> 8).astype(np.uint8)
+
+
+def _no_class_map(path: Path, image: Image.Image) -> str:
+    if image.format in LOSSY_FORMATS:
+        return f"{path}: mask is a {image.format} file, which changes values; export it as PNG again"
+    root = path.parent.parent
+    classes = "0=background,1=NAME" if image.mode == "1" else root / "classes.txt"
+    return (
+        f"{path}: mask has mode {image.mode}; expected a palette or 8-bit grey PNG; `{import_command(root, classes)}` "
+        "converts it"
+    )
+
+
+def _check_order(path: Path, palette: list[int], used: list[int], num_classes: int) -> None:
+    """A quantiser keeps the colours of a mask and renumbers them: VOC's colours, but not at VOC's values."""
+    value_of = {colour(_PALETTE, value): value for value in (*range(num_classes + 1), IGNORE_INDEX)}
+    meant = {value: value_of.get(colour(palette, value)) for value in used}
+    wrong = next(
+        (v for v, w in meant.items() if w not in (v, None) and colour(palette, w) != colour(_PALETTE, w)), None
+    )
+    if wrong is None or None in meant.values():
+        return
+    root = path.parent.parent
+    command = import_command(root, root / "classes.txt")
+    raise PipelineError(
+        f"{path}: value {wrong} has the colour of VOC's value {meant[wrong]}, {colour(palette, wrong)}, as after a "
+        f"program has reordered the palette; `{command} --by colours` if the colours are right, `--by values` if the "
+        "values are"
+    )
 
 
 def _save(image: Image.Image, path: Path, encoding: str, **options: int) -> None:

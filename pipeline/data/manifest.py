@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.base.errors import PipelineError
+from pipeline.base.errors import PipelineError, raise_together
 from pipeline.data import voc
-from pipeline.data.images import decode_image, decode_mask
+from pipeline.data.images import check_mask, decode_image, read_mask
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,21 +58,26 @@ def build_manifest(
     Raises:
         PipelineError: a split, image or mask is missing or damaged, the sizes differ, a mask or an annotation holds an
             undeclared class, a box leaves its image by more than a pixel, or an image is in two splits; the message
-            names the file.
+            names the file, and of several bad ones the first ten.
     """
     import pandas as pd
 
     class_names = voc.read_class_names(root)
     contexts = voc.read_contexts(root)
     entries = [(split, image_id) for split in splits for image_id in voc.read_split(root, split)]
-    _check_disjoint(root, entries)
+    voc.check_disjoint(root, entries)
     records: list[dict[str, object]] = []
+    problems: list[str] = []
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         for (split, image_id), record in zip(
-            entries, pool.map(lambda entry: _inspect(root, entry[1], class_names), entries), strict=True
+            entries, pool.map(lambda entry: _inspected(root, entry[1], class_names), entries), strict=True
         ):
-            records.append({"image_id": image_id, "split": split, "contexts": contexts.get(image_id, ""), **record})
+            if isinstance(record, PipelineError):
+                problems.append(str(record))
+            else:
+                records.append({"image_id": image_id, "split": split, "contexts": contexts.get(image_id, ""), **record})
             on_image()
+    raise_together(problems, "bad files")
     _rank(records, class_names, seed)
     frame = pd.DataFrame.from_records(records)
     return frame[[*COLUMNS, *(name for name in frame if name not in COLUMNS)]]
@@ -148,15 +153,6 @@ def _parse(row: dict[str, str]) -> ManifestRow:
     )
 
 
-def _check_disjoint(root: Path, entries: list[tuple[str, str]]) -> None:
-    seen: dict[str, str] = {}
-    for split, image_id in entries:
-        if image_id in seen:
-            path = voc.split_path(root, split)
-            raise PipelineError(f"{path}: {image_id} is in the split {seen[image_id]!r} too; splits must be disjoint")
-        seen[image_id] = split
-
-
 def _rank(records: list[dict[str, object]], class_names: tuple[str, ...], seed: int) -> None:
     training = [record for record in records if record["split"] == "train"]
     ranking = pixel_label_ranking([str(record["classes"]).split() for record in training], class_names, seed=seed)
@@ -166,24 +162,24 @@ def _rank(records: list[dict[str, object]], class_names: tuple[str, ...], seed: 
         training[position]["pixel_label_rank"] = rank
 
 
+def _inspected(root: Path, image_id: str, class_names: tuple[str, ...]) -> dict[str, object] | PipelineError:
+    """`_inspect`, with its refusal as a value, so that all images are looked at."""
+    try:
+        return _inspect(root, image_id, class_names)
+    except PipelineError as error:
+        return error
+
+
 def _inspect(root: Path, image_id: str, class_names: tuple[str, ...]) -> dict[str, object]:
     image_path, mask_path = voc.image_path(root, image_id), voc.mask_path(root, image_id)
-    image, mask = decode_image(image_path), decode_mask(mask_path)
-    height, width = mask.shape
-    if image.shape[:2] != mask.shape:
-        size = f"{image.shape[1]}x{image.shape[0]}"
-        raise PipelineError(f"{mask_path}: mask is {width}x{height} pixels, its image {size}; they must be equal")
-    counts = np.bincount(mask.ravel(), minlength=256)
-    undeclared = [int(v) for v in np.flatnonzero(counts) if v > len(class_names) and v != voc.IGNORE_INDEX]
-    if undeclared:
-        raise PipelineError(
-            f"{mask_path}: class value {undeclared[0]} is undeclared; classes.txt names {len(class_names)} classes "
-            f"(values 1 to {len(class_names)}; 0 is background, 255 void)"
-        )
+    image, mask = decode_image(image_path), read_mask(mask_path)
+    height, width = mask.values.shape
+    counts = check_mask(mask_path, mask, image.shape[:2], class_names)
     content = image_path.read_bytes() + mask_path.read_bytes()
     annotation_path = voc.annotation_path(root, image_id)
     if annotation_path.exists():
-        _check_boxes(annotation_path, voc.read_boxes(root, image_id), class_names, height, width)
+        boxes = voc.read_boxes(root, image_id)
+        voc.check_boxes(annotation_path, boxes, class_names, height=height, width=width)
         content += annotation_path.read_bytes()
     pixels = {f"pixels_{name}": int(counts[i]) for i, name in enumerate(("background", *class_names))}
     return {
@@ -194,17 +190,3 @@ def _inspect(root: Path, image_id: str, class_names: tuple[str, ...]) -> dict[st
         **pixels,
         "pixels_void": int(counts[voc.IGNORE_INDEX]),
     }
-
-
-def _check_boxes(path: Path, boxes: Iterable[voc.Box], class_names: tuple[str, ...], height: int, width: int) -> None:
-    for box in boxes:
-        if box.class_name not in class_names:
-            names = ", ".join(class_names)
-            raise PipelineError(f"{path}: class {box.class_name!r} is undeclared; classes.txt names {names}")
-        # A pixel beyond is how annotators round, or count from 0.
-        if box.left < -1 or box.top < -1 or box.right > width + 1 or box.bottom > height + 1:
-            corners = f"({box.left + 1}, {box.top + 1}) to ({box.right}, {box.bottom})"
-            raise PipelineError(
-                f"{path}: the box of {box.class_name!r}, {corners}, leaves the image of {width}x{height} pixels; "
-                "correct it (corners count from 1)"
-            )

@@ -1,6 +1,6 @@
 """The PASCAL VOC layout on disk: class names, split lists, paths and the colour palette.
 
-root/JPEGImages/ID.jpg                      8-bit RGB; or ID.png
+root/JPEGImages/ID.jpg                      or ID.png
 root/SegmentationClass/ID.png               palette PNG: 0 background, 1..C classes, 255 void
 root/Annotations/ID.xml                     optional: a box per object, corners 1-based and inclusive
 root/ImageSets/Segmentation/SPLIT.txt       one ID a line
@@ -10,15 +10,25 @@ root/contexts.csv                           optional: the contexts seen in an im
 
 import csv
 import re
-from collections.abc import Iterable, Mapping
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from xml.etree import ElementTree
 
 from pipeline.base.errors import PipelineError
 
 IGNORE_INDEX = 255
-RESERVED_NAMES = ("background", "void")
+# What other class lists call value 0 and value 255, in small letters and without what is no letter.
+BACKGROUND_NAMES = ("background", "bg", "backgroundclass")
+VOID_NAMES = ("void", "ignore", "ignored", "unlabeled", "unlabelled", "unlabel", "undefined")
+# What lines of other class lists look like; a line alone names a class when it looks like none of them.
+OTHER_LINES = {
+    r"#": "the head of a label map",
+    r".*[:,\s]\s*\d+\s*[,\s]\s*\d+\s*[,\s]\s*\d+\b": "a label map with colours",
+    r"\d+(\s*[:=,;)]\s*|\.?\s+)\S|.*\S\s*[:=]\s*\d+$": "a class with its value",
+    r'.*[,;:"\[\]{}]': "several names, or one in quotes",
+}
 COUNTERFACTUAL_SPLITS = ("object_without_context", "context_without_object")
 REQUIRED_SPLITS = ("train", "val", "test")
 SPLITS = (*REQUIRED_SPLITS, *COUNTERFACTUAL_SPLITS)
@@ -79,21 +89,40 @@ def write_lists(root: Path, class_names: Iterable[str], splits: Mapping[str, Ite
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
+def reserved_meaning(name: str) -> Literal["background", "void"] | None:
+    """Which of the two values without a class a line of a class list names, in any spelling: `_background_`, `BG`."""
+    letters = re.sub(r"[\W_]", "", name.casefold())
+    if letters in BACKGROUND_NAMES:
+        return "background"
+    return "void" if letters in VOID_NAMES else None
+
+
+def import_command(root: Path, classes: Path | str) -> str:
+    """The command that rewrites the masks under `root` in place, by what the list `classes` says of them."""
+    arguments = [str(mask_path(root, "ID").parent), "--classes", str(classes), "--out", str(root)]
+    return f"gain import-masks {shlex.join(arguments)} --overwrite"
+
+
 def read_class_names(root: Path) -> tuple[str, ...]:
     """Foreground class names; mask value = position + 1.
 
     Raises:
-        PipelineError: classes.txt is missing, empty, names a class twice, or with white space or a reserved word.
+        PipelineError: classes.txt is missing, empty, names a class twice or with white space, or looks like a list of
+            another kind: with background or void, with values or colours.
     """
     path = root / "classes.txt"
     names = _lines(path, "the class names, one a line in the order of the mask values")
+    for name in names:
+        if (kind := _other_kind(name)) is not None:
+            raise PipelineError(
+                f"{path}: {name!r} looks like {kind}; classes.txt holds names alone, value 1 first (0 is background, "
+                f"255 void, without a line); `{import_command(root, path)}` converts list and masks"
+            )
     if len(set(names)) != len(names):
         raise PipelineError(f"{path}: a class is named twice: {', '.join(names)}; every class needs its own name")
-    bad = next((name for name in names if len(name.split()) > 1 or name in RESERVED_NAMES), None)
+    bad = next((name for name in names if len(name.split()) > 1), None)
     if bad is not None:
-        raise PipelineError(
-            f"{path}: {bad!r} cannot name a class; use one word other than {' and '.join(RESERVED_NAMES)}"
-        )
+        raise PipelineError(f"{path}: {bad!r} cannot name a class; use one word")
     if len(names) >= IGNORE_INDEX:
         raise PipelineError(f"{path}: {len(names)} classes; a mask holds at most {IGNORE_INDEX - 1} (255 is void)")
     return names
@@ -115,6 +144,23 @@ def read_split(root: Path, split: str) -> tuple[str, ...]:
         duplicate = next(image_id for image_id in ids if ids.count(image_id) > 1)
         raise PipelineError(f"{path}: {duplicate} is listed twice; remove one")
     return ids
+
+
+def check_disjoint(root: Path, entries: Iterable[tuple[str, str]]) -> None:
+    """Check that no image is in two splits.
+
+    Args:
+        entries: split and image id of all images.
+
+    Raises:
+        PipelineError: an id comes twice.
+    """
+    seen: dict[str, str] = {}
+    for split, image_id in entries:
+        if image_id in seen:
+            path = split_path(root, split)
+            raise PipelineError(f"{path}: {image_id} is in the split {seen[image_id]!r} too; splits must be disjoint")
+        seen[image_id] = split
 
 
 def list_splits(root: Path) -> tuple[str, ...]:
@@ -151,6 +197,28 @@ def read_boxes(root: Path, image_id: str) -> tuple[Box, ...]:
         ) from None
     except (OSError, ElementTree.ParseError, ValueError, OverflowError, LookupError) as error:
         raise PipelineError(f"{path}: no readable VOC annotation ({error}); correct or restore the file") from error
+
+
+def check_boxes(path: Path, boxes: Iterable[Box], class_names: Sequence[str], *, height: int, width: int) -> None:
+    """Check the boxes of an image of `height` x `width` pixels.
+
+    Args:
+        path: of the annotation, for messages.
+
+    Raises:
+        PipelineError: a class is undeclared, or a box leaves the image by more than a pixel.
+    """
+    for box in boxes:
+        if box.class_name not in class_names:
+            names = ", ".join(class_names)
+            raise PipelineError(f"{path}: class {box.class_name!r} is undeclared; classes.txt names {names}")
+        # A pixel beyond is how annotators round, or count from 0.
+        if box.left < -1 or box.top < -1 or box.right > width + 1 or box.bottom > height + 1:
+            corners = f"({box.left + 1}, {box.top + 1}) to ({box.right}, {box.bottom})"
+            raise PipelineError(
+                f"{path}: the box of {box.class_name!r}, {corners}, leaves the image of {width}x{height} pixels; "
+                "correct it (corners count from 1)"
+            )
 
 
 def write_boxes(root: Path, image_id: str, boxes: Iterable[Box], *, height: int, width: int) -> None:
@@ -191,6 +259,13 @@ def _add_numbers(parent: ElementTree.Element, tag: str, **numbers: int) -> None:
     element = ElementTree.SubElement(parent, tag)
     for name, number in numbers.items():
         ElementTree.SubElement(element, name).text = str(number)
+
+
+def _other_kind(name: str) -> str | None:
+    """What a line of classes.txt looks like that is no name."""
+    if (meaning := reserved_meaning(name)) is not None:
+        return f"an entry for {meaning}"
+    return next((kind for pattern, kind in OTHER_LINES.items() if re.match(pattern, name)), None)
 
 
 def _lines(path: Path, content: str) -> tuple[str, ...]:

@@ -11,35 +11,42 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.base.errors import PipelineError
+from pipeline.data.images import rgb_pixels
 
 MAX_BYTES = 20 * 2**20  # of an encoded image
 MAX_PIXELS = 8_000_000  # of an image; their activations in the first layer alone take 2 GB at full width
-FORMATS = ("PNG", "JPEG")
+SERVED_FORMATS = ("PNG", "JPEG")  # fewer than in data/images.py: a server decodes what strangers send
 
 
-def read_image(content: bytes, name: str = "image") -> NDArray[np.uint8]:
-    """Decode a PNG or JPEG file to (H, W, 3) RGB of 0 to 255; what is too large is refused before it is decoded.
+def read_image(content: bytes, name: str = "image", *, formats: tuple[str, ...] = SERVED_FORMATS) -> NDArray[np.uint8]:
+    """Decode an image file to (H, W, 3) RGB of 0 to 255 as training does; the too large is refused before.
 
     Args:
         name: of the image, for messages.
+        formats: that are taken, by Pillow's names.
 
     Raises:
-        PipelineError: the file is empty, too large, of another format, or damaged.
+        PipelineError: the file is empty, too large, of another format, or damaged, or `rgb_pixels` refuses it.
     """
+    readable = f"{', '.join(formats[:-1])} or {formats[-1]}"
     if len(content) > MAX_BYTES:
         raise PipelineError(f"{name}: {len(content)} bytes; at most {MAX_BYTES} are taken")
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=formats) as image:
             _check_size(image.width, image.height, name)
-            return np.asarray(image.convert("RGB"))
+            return rgb_pixels(image, name)
+    except (PipelineError, MemoryError):
+        raise
     except UnidentifiedImageError:  # its text is the address of a buffer
-        raise PipelineError(f"{name}: no readable {' or '.join(FORMATS)}") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise PipelineError(f"{name}: no readable {' or '.join(FORMATS)} ({error})") from error
+        raise PipelineError(f"{name}: no readable {readable}") from None
+    except Exception as error:  # Pillow has one for every kind of damage
+        raise PipelineError(f"{name}: no readable {readable} ({' '.join(str(error).split())})") from error
 
 
 def requested_image(value: Any, name: str) -> NDArray[np.uint8]:
-    """Decode the image of a request: base64 of a PNG or JPEG file, or nested lists (H, W, 3) of 0 to 255.
+    """Decode the image of a request: base64 of a PNG or JPEG file, or nested lists (H, W, 3) of 0 to 255, rounded.
+
+    Pixels in [0, 1] are refused, not scaled: the same numbers are a black image in 0 to 255.
 
     Args:
         name: of the image, for messages.
@@ -65,7 +72,10 @@ def requested_image(value: Any, name: str) -> NDArray[np.uint8]:
     _check_size(pixels.shape[1], pixels.shape[0], name)
     if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 255):
         raise PipelineError(f"{name}: pixels must lie in 0 to 255")
-    return pixels.astype(np.uint8)
+    if 0 < pixels.max() <= 1:
+        raise PipelineError(f"{name}: pixels lie in [0, 1], which is black in 0 to 255; multiply them by 255")
+    rounded: NDArray[np.uint8] = np.rint(pixels).astype(np.uint8)
+    return rounded
 
 
 def palette_png(classes: NDArray[np.uint8], palette: Sequence[int]) -> bytes:

@@ -235,7 +235,11 @@ def test_box_that_leaves_its_image_is_named(voc_root, refused, corners):
 def test_mask_that_is_no_class_map_is_named_with_its_mode(voc_root, refused, mode):
     path = voc.mask_path(voc_root, "t0")
     Image.new(mode, (8, 6)).save(path)
-    assert refused(build, voc_root) == f"{path}: mask has mode {mode}; expected a palette or 8-bit grey PNG"
+    message = refused(build, voc_root)
+    assert message.startswith(
+        f"{path}: mask has mode {mode}; expected a palette or 8-bit grey PNG; `gain import-masks "
+    )
+    assert ("--classes 0=background,1=NAME" in message) == (mode == "1")
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.9, 0.99])
@@ -246,6 +250,75 @@ def test_truncated_file_is_named(voc_root, refused, role, kept):
     cut = len(data) if role == "image" else data.index(b"IEND") - 8  # decoding a PNG needs no more than its pixels
     path.write_bytes(data[: int(kept * cut)])
     assert refused(build, voc_root).startswith(f"{path}: {role} cannot be decoded (")
+
+
+def test_all_bad_files_are_told_at_once(voc_root, refused):
+    for name in ("t0", "t2"):
+        voc.image_path(voc_root, name).write_bytes(b"none")
+    voc.mask_path(voc_root, "x0").unlink()
+    message = refused(build, voc_root)
+    assert message.startswith(f"3 bad files: {voc.image_path(voc_root, 't0')}: image cannot be decoded (")
+    assert f" | {voc.image_path(voc_root, 't2')}: " in message
+    assert f" | {voc.mask_path(voc_root, 'x0')}: mask missing" in message
+
+
+# ---- palettes --------------------------------------------------------------------------------------------------------
+
+
+def write_palette_mask(path: Path, values: list[list[int]], *colours: tuple[int, int, int]) -> None:
+    image = Image.fromarray(np.array(values, np.uint8)).convert("P")
+    image.putpalette([channel for colour in colours for channel in colour])
+    image.save(path)
+
+
+CAT_RED, DOG_GREEN, BLACK, VOID = (128, 0, 0), (0, 128, 0), (0, 0, 0), (224, 224, 192)
+PIXELS = 3 * [[0, 0, 1, 1, 2, 2, 2, 2], 8 * [0]]
+
+
+@pytest.mark.parametrize(
+    ("colours", "wrong", "meant"),
+    [
+        ((BLACK, DOG_GREEN, CAT_RED), 1, 2),
+        ((CAT_RED, BLACK, DOG_GREEN), 0, 1),
+        ((BLACK, VOID, DOG_GREEN), 1, 255),
+        ((BLACK, CAT_RED, VOID), 2, 255),
+    ],
+)
+def test_palette_with_vocs_colours_in_another_order_is_refused(voc_root, refused, colours, wrong, meant):
+    """As a quantiser leaves them: the picture looks the same, and the classes are swapped."""
+    path = voc.mask_path(voc_root, "t1")
+    write_palette_mask(path, PIXELS, *colours)
+    message = refused(build, voc_root)
+    assert message.startswith(f"{path}: value {wrong} has the colour of VOC's value {meant}, {colours[wrong]}")
+    assert (
+        f"`gain import-masks {voc_root}/SegmentationClass --classes {voc_root}/classes.txt --out {voc_root}" in message
+    )
+    assert "--by colours" in message
+
+
+@pytest.mark.parametrize(
+    "colours",
+    [
+        (BLACK, CAT_RED, DOG_GREEN),
+        (BLACK, BLACK, BLACK),
+        (BLACK, (255, 0, 0), (0, 255, 0)),
+        ((0, 0, 0), (1, 1, 1), (2, 2, 2)),
+        (BLACK, (0, 0, 128), (128, 128, 128)),  # VOC's, but of classes that this list does not have
+    ],
+)
+def test_other_palettes_are_taken_by_value(voc_root, colours):
+    write_palette_mask(voc.mask_path(voc_root, "t1"), PIXELS, *colours)
+    assert build(voc_root).set_index("image_id").loc["t1", ["pixels_cat", "pixels_dog"]].tolist() == [6, 12]
+
+
+def test_mask_that_a_quantiser_has_renumbered_is_refused(voc_root, refused):
+    """What Pillow makes of the colours: dog, the second class, is value 1 afterwards."""
+    path = voc.mask_path(voc_root, "t1")
+    with Image.open(path) as mask:
+        quantised = mask.convert("RGB").quantize()
+    quantised.save(path)
+    assert set(np.unique(np.asarray(quantised))) == {0, 1}
+    assert "has reordered the palette" in refused(build, voc_root)
 
 
 def test_text_in_place_of_an_image_is_named(voc_root, refused):

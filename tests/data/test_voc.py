@@ -99,10 +99,6 @@ def test_contexts_are_optional(voc_root):
             "house cat",
         ),
         pytest.param(
-            "background\ncat\n",
-            "background",
-        ),
-        pytest.param(
             b"ch\xe2t\n",
             "UTF-8",
         ),
@@ -119,6 +115,35 @@ def test_bad_class_names_are_refused(voc_root, refused, content, problem):
     message = refused(voc.read_class_names, voc_root)
     assert message.startswith(f"{path}: ")
     assert problem in message
+
+
+FOREIGN = {
+    "an entry for background": ["background", "Background", "BACKGROUND", "_background_", "__background__", "bg", "BG"],
+    "an entry for void": ["void", "__ignore__", "Void", "unlabeled", "_unlabelled_", "ignore"],
+    "a label map with colours": ["cat:128,0,0::", "cat:128,0,0", "cat, 128, 0, 0", "cat 128 0 0", "background:0,0,0::"],
+    "the head of a label map": ["# label:color_rgb:parts:actions"],
+    "a class with its value": ["1:cat", "1: cat", "1,cat", "1=cat", "1 cat", "1. cat", "cat:1", "cat = 1"],
+    "several names, or one in quotes": ["cat,dog", '"cat"', "[cat]", "names:", "{cat}"],
+}
+
+
+@pytest.mark.parametrize(("kind", "line"), [(kind, line) for kind, lines in FOREIGN.items() for line in lines])
+def test_class_lists_of_other_programs_are_recognised(voc_root, refused, kind, line):
+    """Taken for names, they shift every class by one."""
+    path = voc_root / "classes.txt"
+    path.write_text(f"{line}\nfox\n")
+    message = refused(voc.read_class_names, voc_root)
+    assert message.startswith(f"{path}: {line!r} looks like {kind}; ")
+    command = f"gain import-masks {voc_root}/SegmentationClass --classes {path} --out {voc_root} --overwrite"
+    assert f"`{command}`" in message
+
+
+@pytest.mark.parametrize(
+    "name", ["cat", "3d_printer", "tv-monitor", "bgs", "void_deck", "Katze", "\u732b", "2cv", "f1.5"]
+)
+def test_names_that_only_resemble_them_are_names(voc_root, name):
+    (voc_root / "classes.txt").write_text(f"{name}\nfox\n", encoding="utf-8")
+    assert voc.read_class_names(voc_root) == (name, "fox")
 
 
 def test_as_many_classes_as_a_mask_can_hold_are_accepted(voc_root):
