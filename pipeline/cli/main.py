@@ -75,6 +75,25 @@ def doctor(
         sys.exit(f"doctor: this profile cannot run here: {', '.join(failures)}")
 
 
+@command("import-masks")
+def import_masks(
+    source: Annotated[Path, typer.Argument(help="folder of masks or labelme files, or a folder or archive of CVAT's")],
+    out: Annotated[Path, typer.Option(help="folder in VOC layout that gets SegmentationClass and classes.txt")],
+    classes: Annotated[
+        str | None, typer.Option(help="file or list of NAME, VALUE=NAME or NAME:R,G,B; labelmap.txt without it")
+    ] = None,
+    by: Annotated[
+        Literal["colours", "values"] | None, typer.Option(help="what says the class, where both could")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace files that are there")] = False,
+) -> None:
+    """Convert masks in colours, grey levels, 0 and 255, or labelme's polygons into palette PNGs and classes.txt."""
+    from pipeline.datasets import import_masks
+
+    found = import_masks.import_masks(source, classes, out, by=by, overwrite=overwrite)
+    print(f"import-masks: {found.num_masks} masks in {out / 'SegmentationClass'}; {found.shares()}")
+
+
 @command("flow")
 def flow(
     settings: Annotated[list[str] | None, typer.Argument(help="parameters of the flow, NAME=VALUE")] = None,

@@ -47,7 +47,7 @@ def decode_image(path: Path) -> NDArray[np.uint8]:
     Raises:
         PipelineError: the file is missing, truncated or no image, or `rgb_pixels` refuses it.
     """
-    with _opened(path, "image") as image:
+    with opened(path, "image") as image:
         return rgb_pixels(image, str(path))
 
 
@@ -66,9 +66,10 @@ def read_mask(path: Path) -> Mask:
     Raises:
         PipelineError: the file is missing, truncated, no image, neither palette nor 8-bit grey, or lossy.
     """
-    with _opened(path, "mask") as image:
+    with opened(path, "mask") as image:
         if image.mode not in ("P", "L") or image.format in LOSSY_FORMATS:
             raise PipelineError(_no_class_map(path, image))
+        check_single(image, str(path))
         ImageOps.exif_transpose(image, in_place=True)
         return Mask(np.array(image, dtype=np.uint8), image.getpalette())
 
@@ -82,8 +83,7 @@ def rgb_pixels(image: Image.Image, name: str) -> NDArray[np.uint8]:
     Raises:
         PipelineError: it has no certain 8-bit RGB.
     """
-    if image.format not in MANY_PICTURES and (pictures := getattr(image, "n_frames", 1)) > 1:
-        raise PipelineError(f"{name}: holds {pictures} pictures, as animations do; save the one that is meant")
+    check_single(image, name)
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I;16"):
         return np.repeat(_high_byte(image, name)[..., None], 3, axis=2)
@@ -97,6 +97,16 @@ def rgb_pixels(image: Image.Image, name: str) -> NDArray[np.uint8]:
                 "`mogrify -background white -alpha remove`"
             )
     return np.array(image.convert("RGB"), dtype=np.uint8)
+
+
+def check_single(image: Image.Image, name: str) -> None:
+    """Check that an opened file holds one picture, or one with previews.
+
+    Raises:
+        PipelineError: it holds several, as animations and documents do.
+    """
+    if image.format not in MANY_PICTURES and (pictures := getattr(image, "n_frames", 1)) > 1:
+        raise PipelineError(f"{name}: holds {pictures} pictures, as animations do; save the one that is meant")
 
 
 def check_mask(path: Path, mask: Mask, image_size: tuple[int, ...], class_names: Sequence[str]) -> NDArray[np.int64]:
@@ -120,15 +130,42 @@ def check_mask(path: Path, mask: Mask, image_size: tuple[int, ...], class_names:
     counts = np.bincount(mask.values.ravel(), minlength=256)
     undeclared = [int(v) for v in np.flatnonzero(counts) if v > len(class_names) and v != IGNORE_INDEX]
     if undeclared:
-        command = import_command(path.parent.parent, f"0=background,{','.join(f'{v}=NAME' for v in undeclared)}")
+        names = ("background", *class_names)
+        used = (f"{v}={names[v] if v < len(names) else 'NAME'}" for v in np.flatnonzero(counts) if v != IGNORE_INDEX)
+        command = import_command(path.parent.parent, ",".join(used))
         raise PipelineError(
             f"{path}: class value {undeclared[0]} is undeclared; classes.txt names {len(class_names)} classes "
             f"(values 1 to {len(class_names)}; 0 is background, 255 void); if these are grey levels, `{command}` "
             "converts them"
         )
-    if mask.palette is not None and mask.palette != _PALETTE[: len(mask.palette)]:
-        _check_order(path, mask.palette, np.flatnonzero(counts[: len(class_names) + 1]).tolist(), len(class_names))
+    if mask.palette is not None and (wrong := misplaced_colour(mask, len(class_names))) is not None:
+        value, meant = wrong
+        root = path.parent.parent
+        command = import_command(root, root / "classes.txt")
+        raise PipelineError(
+            f"{path}: value {value} has the colour of VOC's value {meant}, {colour(mask.palette, value)}, as after a "
+            f"program has reordered the palette; `{command} --by colours` if the colours are right, `--by values` if "
+            "the values are"
+        )
     return counts
+
+
+def misplaced_colour(mask: Mask, num_classes: int) -> tuple[int, int] | None:
+    """A value of a mask whose colour VOC gives to another value, and that one; None where there is none.
+
+    A quantiser keeps the colours and renumbers them: all are VOC's, of background, one of `num_classes` classes or
+    void, but not at VOC's values. Palettes with other colours tell nothing.
+    """
+    if mask.palette is None or mask.palette == _PALETTE[: len(mask.palette)]:
+        return None
+    value_of = {colour(_PALETTE, value): value for value in (*range(num_classes + 1), IGNORE_INDEX)}
+    used = np.flatnonzero(np.bincount(mask.values.ravel(), minlength=256)[: num_classes + 1]).tolist()
+    meant = {value: value_of[shown] for value in used if (shown := colour(mask.palette, value)) in value_of}
+    if len(meant) < len(used):
+        return None
+    wrong = (pair for pair in meant.items() if pair[0] != pair[1])
+    # Where VOC's value has the colour as well, as in a palette filled up with black, nothing has moved.
+    return next((pair for pair in wrong if colour(mask.palette, pair[1]) != colour(_PALETTE, pair[1])), None)
 
 
 def save_jpeg(image: Image.Image, path: Path, *, quality: int) -> None:
@@ -171,13 +208,21 @@ def image_header(path: Path) -> ImageHeader:
     Raises:
         PipelineError: the file is missing or no image.
     """
-    with _opened(path, "image") as image:
+    with opened(path, "image") as image:
         found = image.getexif().get(ORIENTATION_TAG, UPRIGHT)
         return ImageHeader(str(image.format), found if found in TURNED else UPRIGHT)
 
 
 @contextmanager
-def _opened(path: Path, role: str) -> Iterator[Image.Image]:
+def opened(path: Path, role: str) -> Iterator[Image.Image]:
+    """Yields the image of a file, undecoded.
+
+    Args:
+        role: image or mask, for messages.
+
+    Raises:
+        PipelineError: the file is missing or no image, or is found damaged within the context.
+    """
     try:
         # By its path, Pillow 13 maps a turned grey TIFF into memory with height and width swapped.
         with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
@@ -214,24 +259,6 @@ def _no_class_map(path: Path, image: Image.Image) -> str:
     return (
         f"{path}: mask has mode {image.mode}; expected a palette or 8-bit grey PNG; `{import_command(root, classes)}` "
         "converts it"
-    )
-
-
-def _check_order(path: Path, palette: list[int], used: list[int], num_classes: int) -> None:
-    """A quantiser keeps the colours of a mask and renumbers them: VOC's colours, but not at VOC's values."""
-    value_of = {colour(_PALETTE, value): value for value in (*range(num_classes + 1), IGNORE_INDEX)}
-    meant = {value: value_of.get(colour(palette, value)) for value in used}
-    wrong = next(
-        (v for v, w in meant.items() if w not in (v, None) and colour(palette, w) != colour(_PALETTE, w)), None
-    )
-    if wrong is None or None in meant.values():
-        return
-    root = path.parent.parent
-    command = import_command(root, root / "classes.txt")
-    raise PipelineError(
-        f"{path}: value {wrong} has the colour of VOC's value {meant[wrong]}, {colour(palette, wrong)}, as after a "
-        f"program has reordered the palette; `{command} --by colours` if the colours are right, `--by values` if the "
-        "values are"
     )
 
 

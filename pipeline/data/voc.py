@@ -97,6 +97,13 @@ def reserved_meaning(name: str) -> Literal["background", "void"] | None:
     return "void" if letters in VOID_NAMES else None
 
 
+def other_kind(name: str) -> str | None:
+    """What a line of classes.txt looks like that is no name; None of a name."""
+    if (meaning := reserved_meaning(name)) is not None:
+        return f"an entry for {meaning}"
+    return next((kind for pattern, kind in OTHER_LINES.items() if re.match(pattern, name)), None)
+
+
 def import_command(root: Path, classes: Path | str) -> str:
     """The command that rewrites the masks under `root` in place, by what the list `classes` says of them."""
     arguments = [str(mask_path(root, "ID").parent), "--classes", str(classes), "--out", str(root)]
@@ -113,7 +120,7 @@ def read_class_names(root: Path) -> tuple[str, ...]:
     path = root / "classes.txt"
     names = _lines(path, "the class names, one a line in the order of the mask values")
     for name in names:
-        if (kind := _other_kind(name)) is not None:
+        if (kind := other_kind(name)) is not None:
             raise PipelineError(
                 f"{path}: {name!r} looks like {kind}; classes.txt holds names alone, value 1 first (0 is background, "
                 f"255 void, without a line); `{import_command(root, path)}` converts list and masks"
@@ -259,13 +266,6 @@ def _add_numbers(parent: ElementTree.Element, tag: str, **numbers: int) -> None:
     element = ElementTree.SubElement(parent, tag)
     for name, number in numbers.items():
         ElementTree.SubElement(element, name).text = str(number)
-
-
-def _other_kind(name: str) -> str | None:
-    """What a line of classes.txt looks like that is no name."""
-    if (meaning := reserved_meaning(name)) is not None:
-        return f"an entry for {meaning}"
-    return next((kind for pattern, kind in OTHER_LINES.items() if re.match(pattern, name)), None)
 
 
 def _lines(path: Path, content: str) -> tuple[str, ...]:

@@ -38,5 +38,16 @@ def test_commands_refuse_in_one_line(arguments, message, capsys):
 
 def test_every_command_explains_itself():
     commands = typer.main.get_command(main.app).commands
-    assert set(commands) == {"lr-find", "doctor", "flow", "down", "promote", "sync", "ui", "predict", "export"}
+    assert set(commands) == {
+        "lr-find",
+        "doctor",
+        "import-masks",
+        "flow",
+        "down",
+        "promote",
+        "sync",
+        "ui",
+        "predict",
+        "export",
+    }
     assert all(command.help for command in commands.values())
