@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkouts import checkout, one_line, stage
 from PIL import Image
 from small_archives import encoded
 
@@ -253,3 +254,22 @@ def test_split_cannot_name_files_outside(voc_root, tmp_path, refused):
     (tmp_path / "evil.jpg").write_bytes(b"x")
     voc.split_path(voc_root, "train").write_text("../../evil\n")
     assert "is no image id" in refused(place, own(tmp_path), voc_root)
+
+
+@pytest.mark.system
+def test_images_are_checked_before_weights_are_fetched(voc_root, tmp_path):
+    """The header of a file that is cut short is intact, so that only decoding it tells."""
+    path = voc.image_path(voc_root, "t1")
+    path.write_bytes(path.read_bytes()[:-100])
+    file = {"path": None, "mirrors": ["http://127.0.0.1:9/weights"], "checksum": f"md5:{'0' * 32}"}
+    folder = checkout(
+        tmp_path / "repo",
+        **{
+            ".download": {"source": "folder", "path": str(voc_root), "ignore_index": 255},
+            ".pretrain.weights": {"source": "safetensors", "file": file},
+            ".promote.better": ["attention_iou"],
+        },
+    )
+    one_line(stage(folder, "download"), f"{path}: image cannot be decoded")
+    assert not list((folder / "data").iterdir())
+    assert not (folder / ".downloads").exists()
