@@ -187,13 +187,27 @@ def test_predict_writes_overlays_and_numbers(registry, tmp_path):
     assert numbers[str(tmp_path / "a.png")]["dog"] < 0.5
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "webp", "tif"])
+def test_predict_answers_in_the_orientation_of_a_viewer(registry, tmp_path, suffix):
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / f"a.{suffix}", exif=exif)
+    arguments = [str(tmp_path / f"a.{suffix}"), "--out", str(tmp_path / "out"), "--weights", "w.safetensors"]
+    result = gain(registry, "predict", *arguments)
+    assert result.returncode == 0, result.stderr
+    for name in ("a_mask.png", "a_segmentation.png", "a_attention_cat.png"):
+        with Image.open(tmp_path / "out" / name) as answer:
+            assert answer.size == (37, 53)
+
+
 def test_predict_and_export_say_what_is_missing(registry, tmp_path):
     (tmp_path / "a.png").write_bytes(b"no image")
     out = ["--out", str(tmp_path / "out")]
     one_line(
         gain(registry, "predict", str(tmp_path / "b.png"), *out, "--weights", "w.safetensors"), "b.png", "No such file"
     )
-    one_line(gain(registry, "predict", str(tmp_path / "a.png"), *out, "--weights", "w.safetensors"), "no readable PNG")
+    one_line(gain(registry, "predict", str(tmp_path / "a.png"), *out, "--weights", "w.safetensors"), "no readable JPEG")
     one_line(gain(registry, "predict", str(tmp_path / "a.png"), *out), "fcn8s-gain@champion")
     one_line(gain(registry, "export", "--out", str(tmp_path / "net.onnx"), "--weights", "none"), "weights missing")
 
