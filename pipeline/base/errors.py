@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 
-MOST_NAMED = 10  # problems of one kind of work that one message tells
+MOST_NAMED = 10  # files, classes or problems in one message
 
 
 class PipelineError(Exception):
@@ -33,8 +33,13 @@ def raise_together(problems: Sequence[str], what: str) -> None:
         return
     if len(problems) == 1:
         raise PipelineError(problems[0])
-    rest = [f"and {len(problems) - MOST_NAMED} more"] if len(problems) > MOST_NAMED else []
-    raise PipelineError(f"{len(problems)} {what}: {' | '.join([*problems[:MOST_NAMED], *rest])}")
+    raise PipelineError(f"{len(problems)} {what}: {first_of(problems, ' | ')}")
+
+
+def first_of(names: Sequence[str], separator: str = ", ") -> str:
+    """The first ten of some names for a message, and how many more there are."""
+    rest = [f"and {len(names) - MOST_NAMED} more"] if len(names) > MOST_NAMED else []
+    return separator.join([*names[:MOST_NAMED], *rest])
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

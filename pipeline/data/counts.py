@@ -7,13 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.base.errors import PipelineError
+from pipeline.base.errors import PipelineError, first_of
 from pipeline.data import voc
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MOST_NAMED = 10  # classes or images in a message
 Allowed = Literal["missing_classes", "duplicates"]
 
 
@@ -55,7 +54,7 @@ def _check_labelled(root: Path, rows: "pd.DataFrame", split: str, class_names: S
     if objects == 0:
         raise PipelineError(
             f"{path}: {images} are without an object, only background and void; list images that show the classes "
-            f"({_named(class_names)})"
+            f"({first_of(class_names)})"
         )
 
 
@@ -67,7 +66,7 @@ def _missing_classes(root: Path, manifest: "pd.DataFrame", class_names: Sequence
         missing = [name for name in class_names if not rows[f"pixels_{name}"].any()]
         if missing:
             found.append(
-                f"none of the {len(rows)} images of {split} shows {_named(missing)} ({len(missing)} of "
+                f"none of the {len(rows)} images of {split} shows {first_of(missing)} ({len(missing)} of "
                 f"{len(class_names)} classes)"
             )
     return f"{voc.split_path(root, 'SPLIT').parent}: {', and '.join(found)}" if found else ""
@@ -90,13 +89,8 @@ def _duplicates(root: Path, manifest: "pd.DataFrame") -> str:
     if not pairs:
         return ""
     count = f"{len(pairs)} images are" if len(pairs) > 1 else "an image is"
-    return f"{root / 'JPEGImages'}: {count} in two splits under two names: {_named(pairs)}"
+    return f"{root / 'JPEGImages'}: {count} in two splits under two names: {first_of(pairs)}"
 
 
 def _digest(path: Path) -> bytes:
     return hashlib.sha256(path.read_bytes()).digest()
-
-
-def _named(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return f"{', '.join(names[:MOST_NAMED])}{more}"

@@ -102,7 +102,7 @@ def test_first_ten_of_many_images_are_named(sound, refused):
     voc.split_path(sound, "test").write_text("\n".join(["x0", *ids]))
     message = refused(check, sound)
     assert "12 images are in two splits under two names: t1 (train) is n0 (test), " in message
-    assert "t1 (train) is n9 (test) and 2 more;" in message
+    assert "t1 (train) is n9 (test), and 2 more;" in message
 
 
 # ---- what the trainings will ask -------------------------------------------------------------------------------------
