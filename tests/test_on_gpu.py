@@ -194,7 +194,7 @@ def test_step_does_not_wait_for_the_gpu(tiny_model):
     for batch in loader:
         try:
             torch.cuda.set_sync_debug_mode("error")
-            add_gradients(task, guided, [batch], 1.0)
+            add_gradients(task, guided, [batch], 1.0, 0)
             fabric.clip_gradients(guided, optimizer, max_norm=1.0, error_if_nonfinite=False)
             optimizer.step()
             optimizer.zero_grad()
@@ -221,7 +221,7 @@ def test_one_rank_over_nccl_takes_the_same_step(tiny_model, exact_convolutions, 
         training_mode(model, frozen=[], update_batch_norm=True)
         task = task_of(model, [], OPTIONS, WEIGHTS, attention=attention_section(masked_stride=2), fabric=fabric)
         guided, _ = fabric.setup(task.network, build_optimizer(model, OPTIONS, fused=True))
-        add_gradients(task, guided, [sample], 1.0)
+        add_gradients(task, guided, [sample], 1.0, 0)
         results.append({name: p.grad.double().cpu() for name, p in model.named_parameters() if p.grad is not None})
     torch.distributed.destroy_process_group()
     assert worst(results[1], results[0]) < 1e-3

@@ -18,11 +18,16 @@ def num_ranks() -> int:
 
 def rank_mean(value: Tensor) -> Tensor:
     """Mean over the ranks of a floating-point tensor that is of one shape on all of them; without gradient."""
-    if num_ranks() == 1:
-        return value.detach()
-    total = value.detach().clone()
-    torch.distributed.all_reduce(total)
-    return total / num_ranks()
+    return rank_sum(value) / num_ranks()
+
+
+def rank_sum(value: Tensor) -> Tensor:
+    """Sum over the ranks of a tensor that is of one shape on all of them; without gradient."""
+    total = value.detach()
+    if num_ranks() > 1:
+        total = total.clone()
+        torch.distributed.all_reduce(total)
+    return total
 
 
 def gathered(value: T) -> list[T]:

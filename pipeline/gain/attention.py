@@ -2,8 +2,8 @@
 
 Legend: B images, C foreground classes, K channels of conv5_3, (h, w) the grid of the attention layer (conv5_3 at stride
 16, unless the network says pool5), N (image, class) pairs.
-Attention is computed in float32 with autocast off, from logits: behind a sigmoid the map's weight would carry the
-sigmoid's derivative, which is exactly 0 in float32 at a logit of 17.
+Attention is computed in float32, in float64 where the network is, with autocast off, from logits: behind a sigmoid the
+map's weight would carry the sigmoid's derivative, which is exactly 0 in float32 at a logit of 17.
 """
 
 import torch
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.model.fcn8s import AttentionGrid, Classifier, FCN8s
-from pipeline.model.trunk import pool
+from pipeline.model.trunk import at_least_float32, pool
 
 DEAD_MAP_MAXIMUM = 1e-6  # a map whose maximum is below this attends to nothing
 
@@ -27,13 +27,13 @@ def importance_weights(
     and captum in tests/gain.
 
     Args:
-        pooled: (B, K) float32 from `FCN8s.pooled`.
+        pooled: (B, K), at least float32, from `FCN8s.pooled`.
         grid: (h, w) of the attention layer.
         second_order: keep the graph to the classifier's weights. The trunk's gradient is the same either way,
             since the Jacobian of a ReLU network is piecewise constant in its input.
 
     Returns:
-        (B, C, K) float32.
+        (B, C, K) of the type of `pooled`.
     """
     with torch.set_grad_enabled(second_order and torch.is_grad_enabled()):
         h1 = F.linear(pooled, classifier.fc1.weight, classifier.fc1.bias)  # (B, hidden)
@@ -56,10 +56,10 @@ def class_attention(model: FCN8s, conv5_3: Tensor, *, second_order: bool = False
         second_order: see `importance_weights`.
 
     Returns:
-        (B, C, h, w) float32, not normalised.
+        (B, C, h, w) in float32 or more, not normalised.
     """
     with torch.autocast(conv5_3.device.type, enabled=False):
-        conv5_3 = conv5_3.float()
+        conv5_3 = at_least_float32(conv5_3)
         features = pool(conv5_3) if model.attention_layer == "pool5" else conv5_3
         grid = (features.shape[2], features.shape[3])
         weights = importance_weights(model.classifier, model.pooled(conv5_3), grid, second_order=second_order)

@@ -1,49 +1,74 @@
 """The four losses of guided training and their weighted sum. Equation numbers: arXiv 1802.10171.
 
-Where several ranks train, every loss is scaled so that its mean over the ranks is the loss of the whole batch: means
-over pixels or pairs divide by what a rank has on average, not by what this one has.
+A step may be worked off in parts and by several ranks. Every loss of a part is scaled so that its mean over parts and
+ranks is the loss of the whole step: means over pixels or pairs divide by what a part has on average (`Counts`), not by
+what this one has. A mean of the parts' own means would count a pair the more, the fewer share its part, and a part
+without any would lower the loss.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.base.ranks import rank_mean
+from pipeline.base.ranks import num_ranks, rank_sum
 from pipeline.base.sections import Attention
 from pipeline.data.samples import Sample
 from pipeline.data.voc import IGNORE_INDEX
 from pipeline.gain.attention import attention_to_image
 from pipeline.gain.network import GuidedOutput, Pairs
 from pipeline.model.fcn8s import AttentionGrid
+from pipeline.model.trunk import at_least_float32
 
 LOSS_NAMES = ("segmentation", "classification", "attention_mining", "external_supervision")
 ATTENTION_LOSSES = frozenset({"attention_mining", "external_supervision"})
 
 
-def segmentation_loss(seg_logits: Tensor, target: Tensor) -> Tensor:
+class Counts(NamedTuple):
+    """What the losses are means over; () each."""
+
+    pixels: Tensor  # of the target, not void
+    live: Tensor  # pairs with a live map
+    supervised: Tensor  # pairs with a live map whose class has a pixel of guidance
+
+    @staticmethod
+    def of_step(parts: "Sequence[Counts]") -> "Counts":
+        """What a part has on average: the counts of the parts of a step on this rank to those over all parts and ranks.
+
+        Every rank must call it, with as many parts.
+        """
+        total = rank_sum(torch.stack([torch.stack(part) for part in parts]).sum(dim=0))
+        return Counts(*(total / (len(parts) * num_ranks())).clamp(min=1e-6))  # to divide by
+
+
+def segmentation_loss(seg_logits: Tensor, target: Tensor, count: Tensor | None = None) -> Tensor:
     """Cross entropy, mean over the pixels that are not void; the reference project's addition to GAIN.
 
     Args:
         seg_logits: (B, C + 1, H, W).
         target: (B, H, W) int64, 255 = void.
+        count: `Counts.pixels` of a step of which this is a part; without, this is all of it.
 
     Returns:
-        () float32, 0 when every pixel is void.
+        () at least float32, 0 when every pixel is void.
     """
-    total = F.cross_entropy(seg_logits.float(), target, ignore_index=IGNORE_INDEX, reduction="sum")
-    return total / _count(target != IGNORE_INDEX)
+    total = F.cross_entropy(at_least_float32(seg_logits), target, ignore_index=IGNORE_INDEX, reduction="sum")
+    return total / (_count(target != IGNORE_INDEX) if count is None else count)
 
 
 def classification_loss(class_logits: Tensor, image_labels: Tensor) -> Tensor:
-    """L_cl: binary cross entropy over all (image, class) cells. Logits and multi-hot labels (B, C) to () float32."""
-    return F.binary_cross_entropy_with_logits(class_logits.float(), image_labels)
+    """L_cl: binary cross entropy over all (image, class) cells. Logits and multi-hot labels (B, C) to ().
+
+    The parts of a step are of one size, so that the mean of theirs is that of the step.
+    """
+    class_logits = at_least_float32(class_logits)
+    return F.binary_cross_entropy_with_logits(class_logits, image_labels.to(class_logits.dtype))
 
 
-def attention_mining_loss(masked_logits: Tensor, alive: Tensor) -> Tensor:
+def attention_mining_loss(masked_logits: Tensor, alive: Tensor, count: Tensor | None = None) -> Tensor:
     """Eq. 5: L_am = mean of s^c(I*^c) over the ground-truth pairs with a live map.
 
     The score is the sigmoid of the class's own logit: a raw logit has no minimum, and a softmax can be lowered by
@@ -52,11 +77,12 @@ def attention_mining_loss(masked_logits: Tensor, alive: Tensor) -> Tensor:
     Args:
         masked_logits: (N,) logit of each pair's class on its masked image.
         alive: (N,) bool; dead maps mask nothing and are left out.
+        count: `Counts.live` of a step of which this is a part; without, this is all of it.
 
     Returns:
-        () float32 in [0, 1], 0 without a live pair.
+        () at least float32; of a whole step in [0, 1], 0 without a live pair.
     """
-    return _masked_mean(masked_logits.float().sigmoid(), alive)
+    return _masked_mean(at_least_float32(masked_logits).sigmoid(), alive, count)
 
 
 def external_supervision_loss(
@@ -66,6 +92,7 @@ def external_supervision_loss(
     selected: Tensor,
     reduction: Literal["mean", "sum"],
     distance: Literal["squared", "absolute"],
+    count: Tensor | None = None,
 ) -> Tensor:
     """Eq. 7: L_e = (A^c - H^c)^2 over the cells of a map, then a mean over pairs.
 
@@ -77,15 +104,16 @@ def external_supervision_loss(
         reduction: over cells. The paper's sum ties the loss weight to the image size; the mean does not.
         distance: the paper's `squared` lets faint attention all over the ground pass, each cell costing next to
             nothing, though it is the sum over cells that classifies; `absolute`, |A^c - H^c|, counts all of it.
+        count: `Counts.supervised` of a step of which this is a part; without, this is all of it.
 
     Returns:
-        () float32, at least 0, with the mean at most 1; 0 without a selected pair.
+        () at least float32, at least 0; of a whole step with the mean at most 1; 0 without a selected pair.
     """
-    difference = (attention.float() - mask).abs()
+    difference = (at_least_float32(attention) - mask).abs()
     per_pair = ((difference**2 if distance == "squared" else difference) * weight).sum(dim=(1, 2))
     if reduction == "mean":
         per_pair = per_pair / weight.sum(dim=(1, 2)).clamp(min=1e-6)
-    return _masked_mean(per_pair, selected)
+    return _masked_mean(per_pair, selected, count)
 
 
 def pixel_supervision(guidance: Tensor, pairs: Pairs, grid: AttentionGrid, sharpness: float) -> tuple[Tensor, Tensor]:
@@ -130,18 +158,33 @@ class Criterion:
         """Names of the losses to compute."""
         return frozenset(name for name, weight in self.loss_weights.items() if weight > 0)
 
-    def __call__(self, output: GuidedOutput, batch: Sample) -> dict[str, Tensor]:
-        """The unweighted losses, keyed by LOSS_NAMES, each () float32."""
+    def __call__(self, output: GuidedOutput, batch: Sample, counts: Counts | None = None) -> dict[str, Tensor]:
+        """The unweighted losses, keyed by LOSS_NAMES, each () and at least float32.
+
+        Args:
+            counts: `Counts.of_step`; without, the batch is all that this rank adds to a step, and every rank must call.
+        """
+        counts = Counts.of_step([self.counts(output, batch)]) if counts is None else counts
         losses: dict[str, Tensor] = {}
         if output.seg_logits is not None:
-            losses["segmentation"] = segmentation_loss(output.seg_logits, batch.target)
+            losses["segmentation"] = segmentation_loss(output.seg_logits, batch.target, counts.pixels)
         if output.class_logits is not None:
             losses["classification"] = classification_loss(output.class_logits, batch.image_labels)
         if output.masked_logits is not None and output.alive is not None:
-            losses["attention_mining"] = attention_mining_loss(output.masked_logits, output.alive)
+            losses["attention_mining"] = attention_mining_loss(output.masked_logits, output.alive, counts.live)
         if "external_supervision" in self.needs:
-            losses["external_supervision"] = self._external_supervision(output, batch.guidance)
+            losses["external_supervision"] = self._external_supervision(output, batch.guidance, counts.supervised)
         return losses
+
+    def counts(self, output: GuidedOutput, batch: Sample) -> Counts:
+        """What the losses of a batch are sums over, () int64; of the output, pairs and live maps are enough."""
+        none = torch.zeros((), dtype=torch.int64, device=batch.target.device)
+        pixels = (batch.target != IGNORE_INDEX).sum() if "segmentation" in self.needs else none
+        if output.pairs is None or output.alive is None:
+            return Counts(pixels, none, none)
+        supervised = "external_supervision" in self.needs
+        selected = output.alive & _pointed_at(batch.guidance, output.pairs) if supervised else None
+        return Counts(pixels, output.alive.sum(), none if selected is None else selected.sum())
 
     def total(self, losses: Mapping[str, Tensor], ramp: float) -> Tensor:
         """Eqs. 6 and 8 with the segmentation loss: sum of weight times loss; `ramp` in [0, 1] scales attention's."""
@@ -151,22 +194,31 @@ class Criterion:
         ]
         return torch.stack(terms).sum()
 
-    def _external_supervision(self, output: GuidedOutput, guidance: Tensor) -> Tensor:
+    def _external_supervision(self, output: GuidedOutput, guidance: Tensor, count: Tensor) -> Tensor:
         pairs, attention, alive = output.pairs, output.attention, output.alive
         assert pairs is not None
         assert attention is not None
         assert alive is not None
         if self.attention.guidance_resolution == "image":
             attention = attention_to_image(attention, (guidance.shape[1], guidance.shape[2]), self.grid)
-            pixels = guidance[pairs.image_index]
-            mask, weight = (pixels == pairs.class_index[:, None, None] + 1).float(), (pixels != IGNORE_INDEX).float()
+            weight = (guidance != IGNORE_INDEX).float()[pairs.image_index]
+            mask = _class_pixels(guidance, pairs).float()
         else:
             mask, weight = pixel_supervision(guidance, pairs, self.grid, self.attention.guidance_sharpness)
-        # Without a pixel of its class, nobody has said where to look.
-        selected = alive & (mask.amax(dim=(1, 2)) > 0)
+        options, selected = self.attention, alive & _pointed_at(guidance, pairs)
         return external_supervision_loss(
-            attention, mask, weight, selected, self.attention.guidance_reduction, self.attention.guidance_distance
+            attention, mask, weight, selected, options.guidance_reduction, options.guidance_distance, count
         )
+
+
+def _class_pixels(guidance: Tensor, pairs: Pairs) -> Tensor:
+    """(N, H, W) bool: where guidance (B, H, W) shows the class of the pair."""
+    return guidance[pairs.image_index] == pairs.class_index[:, None, None] + 1
+
+
+def _pointed_at(guidance: Tensor, pairs: Pairs) -> Tensor:
+    """(N,) bool: without a pixel of its class, nobody has said where to look."""
+    return _class_pixels(guidance, pairs).flatten(1).any(dim=1)
 
 
 def _cell_means(pixels: Tensor, stride: int) -> Tensor:
@@ -174,10 +226,10 @@ def _cell_means(pixels: Tensor, stride: int) -> Tensor:
     return F.avg_pool2d(pixels[:, None].float(), stride)[:, 0]
 
 
-def _masked_mean(values: Tensor, selected: Tensor) -> Tensor:
-    return torch.where(selected, values, 0.0).sum() / _count(selected)
+def _masked_mean(values: Tensor, selected: Tensor, count: Tensor | None) -> Tensor:
+    return torch.where(selected, values, 0.0).sum() / (_count(selected) if count is None else count)
 
 
 def _count(selected: Tensor) -> Tensor:
-    """How many are selected, on average over ranks; more than 0, to divide by."""
-    return rank_mean(selected.sum().float()).clamp(min=1e-6)
+    """How many are selected; more than 0, to divide by."""
+    return selected.sum().float().clamp(min=1e-6)

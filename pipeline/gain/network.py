@@ -5,6 +5,7 @@ Legend: B images, C foreground classes, (h, w) the grid of the attention layer, 
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,19 +33,41 @@ class GuidedOutput(NamedTuple):
     masked_logits: Tensor | None = None  # (N,) float32: logit of the pair's class on its masked image
 
 
-def class_pairs(image_labels: Tensor, max_classes_per_image: int) -> Pairs:
-    """The ground-truth classes of every image, flattened; images with more than the cap give a random choice.
+def class_keys(sample_index: Tensor, num_classes: int, *, seed: int, epoch: int) -> Tensor:
+    """Random numbers that choose the classes of crowded images: a function of seed, epoch and image alone.
+
+    So it does not matter which images share a batch, nor what else is drawn at random.
+
+    Args:
+        sample_index: (B,) int64.
+
+    Returns:
+        (B, C) float64 in [0, 1).
+    """
+    # The augmentation draws from the same three without a spawn key.
+    seeds = (np.random.SeedSequence([seed, epoch, index], spawn_key=(1,)) for index in sample_index.tolist())
+    keys = [np.random.default_rng(entropy).random(num_classes) for entropy in seeds]
+    return torch.from_numpy(np.stack(keys))
+
+
+def class_pairs(image_labels: Tensor, max_classes_per_image: int, keys: Tensor | None = None) -> Pairs:
+    """The ground-truth classes of every image, flattened; images with more than the cap give those of highest key.
 
     On a GPU this waits for the device: how many pairs there are decides the shapes of what follows.
 
     Args:
         image_labels: (B, C) multi-hot.
         max_classes_per_image: cap on the pairs of one image.
+        keys: (B, C) at least 0, from `class_keys`; needed where an image may have more classes than the cap.
+
+    Raises:
+        ValueError: an image has more, and there are no keys.
     """
     present = image_labels > 0
     if int(present.sum(dim=1).max()) > max_classes_per_image:
-        keys = torch.rand(image_labels.shape, device=image_labels.device).masked_fill(~present, -1.0)
-        kept = keys.topk(max_classes_per_image, dim=1).indices
+        if keys is None:
+            raise ValueError(f"an image shows more than {max_classes_per_image} classes, and there are no keys")
+        kept = keys.masked_fill(~present, -1.0).topk(max_classes_per_image, dim=1).indices
         present = present & torch.zeros_like(present).scatter_(1, kept, True)
     image_index, class_index = present.nonzero(as_tuple=True)
     return Pairs(image_index, class_index)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.model.trunk import Features, pool
+from pipeline.model.trunk import Features, at_least_float32, pool
 
 # Caffe's crops with padding 100: skip scores and output are cut to the upsampled map at these offsets.
 CAFFE_CROP_POOL4, CAFFE_CROP_POOL3, CAFFE_CROP_OUTPUT = 5, 9, 31
@@ -48,13 +48,14 @@ class Decoder(nn.Module):
     def forward(self, features: Features, image_size: tuple[int, int]) -> Tensor:
         """Features to logits (B, num_classes, H, W) for an image of `image_size` (H, W).
 
-        From the scores on in float32, whatever the autocast. In bfloat16 an H100 took five times as long for all of it
-        (docs/performance.md); 21 channels, unlike fc6's 4096, are no multiple of what its kernels want.
+        From the scores on in float32 or more, whatever the autocast. In bfloat16 an H100 took five times as long for
+        all of it (docs/performance.md); 21 channels, unlike fc6's 4096, are no multiple of what its kernels want.
         """
         h = self.dropout(F.relu(self.fc6(pool(features.conv5_3))))  # (B, fc, H/32, W/32)
         h = self.dropout(F.relu(self.fc7(h)))
         with torch.autocast(h.device.type, enabled=False):
-            return self._fuse(h.float(), features.pool4.float(), features.pool3.float(), image_size)
+            pool3, pool4 = at_least_float32(features.pool3), at_least_float32(features.pool4)
+            return self._fuse(at_least_float32(h), pool4, pool3, image_size)
 
     def _fuse(self, h: Tensor, pool4: Tensor, pool3: Tensor, image_size: tuple[int, int]) -> Tensor:
         upscore2 = self.upscore2(self.score_fr(h))  # (B, N, H/16, W/16)

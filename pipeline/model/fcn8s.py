@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.base.sections import Architecture
 from pipeline.model.decoder import Decoder
-from pipeline.model.trunk import Features, InputSpace, Trunk, pool, run
+from pipeline.model.trunk import Features, InputSpace, Trunk, at_least_float32, pool, run
 
 # Layers whose Grad-CAM has a closed form, and their stride in image pixels.
 ATTENTION_STRIDES = {"conv5_3": 16, "pool5": 32}
@@ -107,14 +107,14 @@ class FCN8s(nn.Module):
         return seg_logits
 
     def classify(self, conv5_3: Tensor, *, learn: bool = True) -> Tensor:
-        """conv5_3 (B, K, h, w) to class logits (B, C), in float32 whatever the autocast; `learn` as in `features`."""
+        """conv5_3 (B, K, h, w) to class logits (B, C), at least float32 whatever the autocast; `learn` as above."""
         with torch.autocast(conv5_3.device.type, enabled=False):
             return run(self.classifier, self.pooled(conv5_3), learn=learn)
 
     @staticmethod
     def pooled(conv5_3: Tensor) -> Tensor:
-        """conv5_3 (B, K, h, w) to GAP(pool5), (B, K) float32."""
-        return pool(conv5_3.float()).mean(dim=(2, 3))
+        """conv5_3 (B, K, h, w) to GAP(pool5), (B, K) in float32 or more."""
+        return pool(at_least_float32(conv5_3)).mean(dim=(2, 3))
 
     def forward(self, image: Tensor, *, segmentation: bool = True) -> tuple[Tensor | None, Tensor]:
         """(B, 3, H, W) to segmentation logits (B, C + 1, H, W), None if not wanted, and class logits (B, C)."""

@@ -99,6 +99,11 @@ def to_caffe_bgr(image: Tensor) -> Tensor:
     return (image * scale + offset).flip(1)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x`, or a copy in float32 if its type has fewer bits."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def pool(x: Tensor) -> Tensor:
     """VGG16's pooling: 2x2, stride 2, ceil mode."""
     return F.max_pool2d(x, kernel_size=2, stride=2, ceil_mode=True)

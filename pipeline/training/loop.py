@@ -111,7 +111,7 @@ def train_one_epoch(
     for batches in in_steps(task.loader, options.accumulate_grad_batches):
         learning_rate = float(state.scheduler.get_last_lr()[0])
         ramp = min(1.0, (state.scheduler.last_epoch + 1) / ramp_steps)
-        record = add_gradients(task, guided, batches, ramp)
+        record = add_gradients(task, guided, batches, ramp, state.epoch)
         norm = fabric.clip_gradients(
             guided, optimizer, max_norm=options.max_gradient_norm, error_if_nonfinite=False
         ).detach()

@@ -48,7 +48,7 @@ def range_test(task: Task, *, lowest: float, highest: float, num_steps: int) -> 
         rate = lowest * (highest / lowest) ** (step / max(1, num_steps - 1))
         for group, scale in zip(optimizer.param_groups, scales, strict=True):
             group["lr"] = rate * scale
-        record = add_gradients(task, guided, next(steps), 1.0)
+        record = add_gradients(task, guided, next(steps), 1.0, 0)
         total = float(record["loss/total"])
         if not math.isfinite(total):
             break

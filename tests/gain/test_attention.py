@@ -18,7 +18,7 @@ from pipeline.gain.attention import (
     soft_mask,
 )
 from pipeline.gain.losses import attention_mining_loss
-from pipeline.gain.network import GuidedNetwork, class_pairs
+from pipeline.gain.network import GuidedNetwork, class_keys, class_pairs
 from pipeline.model.fcn8s import AttentionGrid
 from pipeline.model.trunk import pool
 from pipeline.training.loop import training_mode
@@ -223,13 +223,25 @@ def test_pairs_are_all_ground_truth_classes(batch):
 def test_pairs_are_capped_at_random_per_image(batch):
     choices = set()
     for seed in range(20):
-        torch.manual_seed(seed)
-        pairs = class_pairs(batch.image_labels, max_classes_per_image=1)
+        keys = class_keys(batch.sample_index, 3, seed=seed, epoch=0)
+        pairs = class_pairs(batch.image_labels, 1, keys)
         assert pairs.image_index.tolist() == [0, 1, 3]
         assert batch.image_labels[pairs.image_index, pairs.class_index].tolist() == [1, 1, 1]
         choices.add(tuple(pairs.class_index.tolist()))
     assert {c[1] for c in choices} == {1, 2}
     assert {c[2] for c in choices} == {0, 1, 2}
+
+
+def test_choice_of_pairs_is_of_seed_epoch_and_image_alone(batch):
+    """Neither the rest of the batch nor what else is drawn at random decides it."""
+    together = class_keys(batch.sample_index, 3, seed=5, epoch=2)
+    torch.manual_seed(1)
+    alone = torch.cat([class_keys(batch.sample_index[i : i + 1], 3, seed=5, epoch=2) for i in (3, 2, 1, 0)])
+    assert torch.equal(together, alone.flip(0))
+    assert len({tuple(row) for row in together.tolist()}) == 4
+    assert not torch.equal(together, class_keys(batch.sample_index, 3, seed=5, epoch=3))
+    with pytest.raises(ValueError, match="more than 1 classes"):
+        class_pairs(batch.image_labels, 1)
 
 
 def test_no_pairs_without_objects(tiny_model):

@@ -38,8 +38,7 @@ SCRIPT = REPOSITORY / "tests" / "ranks_training.py"
 CASES = {
     "batch normalisation learns": {"update_batch_norm": 1, "accumulate_grad_batches": 1, "uneven": 0},
     "ranks without an object": {"update_batch_norm": 0, "accumulate_grad_batches": 1, "uneven": 1},
-    "accumulated": {"update_batch_norm": 0, "accumulate_grad_batches": 4, "uneven": 0},
-}
+} | {f"step in {parts} parts": {"accumulate_grad_batches": parts} for parts in (1, 2, 4, 8)}
 
 
 @pytest.fixture(scope="module")
@@ -79,15 +78,36 @@ def test_two_ranks_learn_what_one_process_learns(tmp_path, trained_together, cas
     assert both[0]["weights"] == pytest.approx(alone["weights"], rel=1e-3, abs=1e-4)
 
 
-def test_accumulated_batches_make_one_step(tmp_path, trained_together):
-    """The mean over parts weighs images by part, not by pixel or pair: close, and on two ranks the same."""
-    whole = trained_alone(tmp_path, **CASES["accumulated"] | {"accumulate_grad_batches": 1})
-    parts = trained_alone(tmp_path / "parts", **CASES["accumulated"])
-    ranks, _ = trained_together["accumulated"]
-    for row, expected in zip(parts["rows"], whole["rows"], strict=True):
-        assert row["loss/classification"] == pytest.approx(expected["loss/classification"], rel=0.02)
-        assert row["loss/segmentation"] == pytest.approx(expected["loss/segmentation"], rel=0.1)
-    assert ranks["rows"][0]["loss/classification"] == pytest.approx(parts["rows"][0]["loss/classification"], rel=0.02)
+@pytest.fixture(scope="module")
+def whole_step(tmp_path_factory) -> dict:
+    """Losses and gradients of a step in float64 that one process takes in one part."""
+    folder = tmp_path_factory.mktemp("whole")
+    ranks_training.main(folder, {"step": {"accumulate_grad_batches": 1}}, num_ranks=1)
+    return json.loads((folder / "step.0.json").read_text())
+
+
+def test_the_step_that_is_shared_out_has_what_parts_lack(whole_step):
+    """The comparison below sees dead maps and every loss."""
+    assert set(whole_step["losses"]) == {f"loss/{name}" for name in (*ranks_training.LOSS_NAMES, "total")}
+    assert min(whole_step["losses"].values()) > 1e-3
+    assert 0 < whole_step["dead"] < ranks_training.NUM_IMAGES
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 4, 8])
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_parts_and_ranks_share_out_one_step(tmp_path, trained_together, whole_step, num_ranks, num_parts):
+    """Every loss and gradient is that of the whole step, to float64's rounding."""
+    name = f"step in {num_parts} parts"
+    if num_ranks == 1:
+        ranks_training.main(tmp_path, {name: CASES[name]}, num_ranks=1)
+        found = [json.loads((tmp_path / f"{name}.0.json").read_text())]
+    else:
+        found = trained_together[name]
+    for rank in found:
+        assert rank["losses"] == pytest.approx(whole_step["losses"], rel=1e-12, abs=1e-12)
+        assert rank["gradients"].keys() == whole_step["gradients"].keys()
+        for parameter, expected in whole_step["gradients"].items():
+            assert rank["gradients"][parameter] == pytest.approx(expected, rel=1e-12, abs=1e-12), parameter
 
 
 # ---- stages ----------------------------------------------------------------------------------------------------------
