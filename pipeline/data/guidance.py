@@ -9,13 +9,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.base.errors import PipelineError
 from pipeline.data import voc
 from pipeline.data.images import decode_mask
 from pipeline.data.manifest import ManifestRow
+from pipeline.data.resizing import resized_mask
 
 Source = Literal["masks", "boxes", "shuffled_masks"]
 
@@ -81,7 +81,7 @@ class Guidance:
         guidance, void = torch.zeros_like(target), torch.zeros_like(target, dtype=torch.bool)
         for class_value, partner in self._partners[index].items():
             mask = torch.from_numpy(decode_mask(voc.mask_path(self.root, self.image_ids[partner])))
-            mask = F.interpolate(mask[None, None], size=target.shape, mode="nearest-exact")[0, 0]
+            mask = resized_mask(mask, (target.shape[0], target.shape[1]))
             guidance = _claim(guidance, mask == class_value, class_value)
             void |= mask == voc.IGNORE_INDEX
         return guidance.masked_fill(void & (guidance == 0), voc.IGNORE_INDEX)

@@ -15,6 +15,7 @@ from pipeline.data import voc
 from pipeline.data.guidance import Guidance
 from pipeline.data.images import decode_image, decode_mask
 from pipeline.data.manifest import ManifestRow
+from pipeline.data.resizing import resized_mask
 
 # Mean and standard deviation of ImageNet in RGB, the convention of torchvision's VGG16 weights.
 RGB_MEAN = (0.485, 0.456, 0.406)
@@ -152,8 +153,9 @@ def _training_transform(options: Augmentation) -> Callable[..., tuple[Tensor, Te
     def transform(image: Tensor, target: Tensor, guidance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if options.scale != (1.0, 1.0):
             factor = float(torch.empty(1).uniform_(*options.scale))
-            size = [max(1, round(side * factor)) for side in target.shape]
-            image, target, guidance = v2.Resize(size)(image, target, guidance)
+            height, width = (max(1, round(side * factor)) for side in target.shape)
+            image = v2.Resize([height, width])(image)
+            target, guidance = (tv_tensors.Mask(resized_mask(mask, (height, width))) for mask in (target, guidance))
         changed: tuple[Tensor, Tensor, Tensor] = rest(image, target, guidance)
         return changed
 

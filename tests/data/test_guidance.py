@@ -146,7 +146,7 @@ def test_partner_of_another_size_is_resized_to_the_nearest_pixel(voc_root, heigh
     expected = {
         2: [[1, 0, 255], [0, 0, 1]],
         4: 2 * [[1, 1, 0, 0, 255, 255]] + 2 * [[0, 0, 0, 0, 1, 1]],
-        1: [[0, 0, 1]],
+        1: [[1, 0, 255]],  # halfway between the two rows
     }
     assert guided(1, torch.zeros(height, width, dtype=torch.uint8)).tolist() == expected[height]
 

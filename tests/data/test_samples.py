@@ -11,9 +11,10 @@ from hypothesis.extra import numpy as hypothesis_numpy
 from PIL import Image
 from small_samples import IDS, same
 
+from pipeline.base.sections import Augmentation
 from pipeline.data import voc
 from pipeline.data.images import decode_image
-from pipeline.data.samples import SegmentationDataset, denormalise, image_labels, normalise
+from pipeline.data.samples import SegmentationDataset, _training_transform, denormalise, image_labels, normalise
 
 
 def flips(dataset: SegmentationDataset, plain: SegmentationDataset) -> list[bool]:
@@ -207,6 +208,29 @@ def test_scales_resize_before_the_crop(make):
     assert set(sizes[2.0].target.unique().tolist()) == {0, 2, 255}
     varied = make(horizontal_flip=0.0, crop_size=32, scale=(0.5, 2.0))
     assert len({int((varied[1 + 4 * k].target != 255).sum()) for k in range(6)}) > 3
+
+
+@pytest.mark.parametrize("factor", [0.25, 0.3, 0.5, 0.6, 0.75, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 1.7, 2.0, 3.0])
+def test_resized_masks_lie_over_their_images(factor):
+    """An edge at each column in turn: where it comes to lie, in source pixels, on average over columns.
+
+    The image tells by interpolation, masks by counting; a single edge of a mask is rounded to a pixel.
+    """
+    from torchvision import tv_tensors
+
+    plain = Augmentation(horizontal_flip=0.0, crop_size=None, scale=(1.0, 1.0))
+    transform = _training_transform(plain.model_copy(update={"scale": (factor, factor)}))  # unchecked: without a crop
+    side, moved = 60, []
+    for column in range(15, 45):
+        mask = torch.zeros(side, side, dtype=torch.uint8)
+        mask[:, column:] = 1
+        image = (mask * 200).expand(3, -1, -1).contiguous()
+        found = transform(tv_tensors.Image(image), tv_tensors.Mask(mask), tv_tensors.Mask(mask))
+        right_of_it = [found[0][0].double().mean() / 200, found[1].double().mean(), found[2].double().mean()]
+        moved.append([side * (1.0 - float(share)) - column for share in right_of_it])
+    of_image, of_target, of_guidance = torch.tensor(moved).mean(dim=0).tolist()
+    assert of_image == pytest.approx(0.0, abs=0.05)
+    assert of_target == of_guidance == pytest.approx(0.0, abs=0.15)
 
 
 def test_crops_depend_on_seed_epoch_and_index_alone(make):
