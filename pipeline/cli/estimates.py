@@ -71,7 +71,9 @@ def _network(params: Params, size: tuple[int, int]) -> tuple[int, list[int]]:
 
     outputs: list[int] = []
 
-    def count(_module: object, _inputs: object, output: object) -> None:
+    def count(module: object, _inputs: object, output: object) -> None:
+        if getattr(module, "inplace", False):  # takes no memory of its own
+            return
         outputs.append(output.numel() if isinstance(output, torch.Tensor) else 0)
 
     with FakeTensorMode():  # not the device "meta", which knows no autocast

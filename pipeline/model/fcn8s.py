@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.base.sections import Architecture
 from pipeline.model.decoder import Decoder
-from pipeline.model.trunk import Features, InputSpace, Trunk, at_least_float32, pool, run
+from pipeline.model.trunk import Features, InputSpace, Trunk, at_least_float32, run
 
 # Layers whose Grad-CAM has a closed form, and their stride in image pixels.
 ATTENTION_STRIDES = {"conv5_3": 16, "pool5": 32}
@@ -87,6 +87,7 @@ class FCN8s(nn.Module):
             dropout=options.dropout,
             skip_scales=options.skip_scales,
         )
+        self.pool5 = nn.MaxPool2d(kernel_size=2, stride=2, ceil_mode=True)  # of the classifier; a module for hooks
         self.classifier = Classifier(
             self.trunk.out_channels, options.head_channels, num_foreground_classes, bias=options.head_bias
         )
@@ -111,10 +112,10 @@ class FCN8s(nn.Module):
         with torch.autocast(conv5_3.device.type, enabled=False):
             return run(self.classifier, self.pooled(conv5_3), learn=learn)
 
-    @staticmethod
-    def pooled(conv5_3: Tensor) -> Tensor:
+    def pooled(self, conv5_3: Tensor) -> Tensor:
         """conv5_3 (B, K, h, w) to GAP(pool5), (B, K) in float32 or more."""
-        return pool(at_least_float32(conv5_3)).mean(dim=(2, 3))
+        pool5: Tensor = self.pool5(at_least_float32(conv5_3))
+        return pool5.mean(dim=(2, 3))
 
     def forward(self, image: Tensor, *, segmentation: bool = True) -> tuple[Tensor | None, Tensor]:
         """(B, 3, H, W) to segmentation logits (B, C + 1, H, W), None if not wanted, and class logits (B, C)."""

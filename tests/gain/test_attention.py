@@ -28,15 +28,19 @@ ALL_LOSSES = frozenset({"segmentation", "classification", "attention_mining", "e
 
 
 class ClassLogits(nn.Module):
-    """The classifier alone, as pytorch-grad-cam and captum want to see a network."""
+    """What pytorch-grad-cam and captum want of a network: a tensor of logits."""
 
     def __init__(self, model):
         super().__init__()
         self.model = model
-        self.last_convolution = nn.Identity()  # a module whose output is conv5_3 after ReLU
 
     def forward(self, image):
-        return self.model.classify(self.last_convolution(self.model.features(image).conv5_3))
+        return self.model(image, segmentation=False)[1]
+
+
+def hooked(model):
+    """The layer to name to pytorch-grad-cam and captum."""
+    return model.trunk.relu5_3 if model.attention_layer == "conv5_3" else model.pool5
 
 
 def autograd_weights(model, image, layer="conv5_3"):
@@ -80,13 +84,16 @@ def test_maps_are_those_of_the_attention_layer(tiny_model, padding, layer, size)
     assert relative_difference(maps, attention_map(weights, features)) < 1e-5
 
 
+@pytest.mark.parametrize("batch_norm", [True, False])
+@pytest.mark.parametrize("layer", ["conv5_3", "pool5"])
 @pytest.mark.parametrize("size", SIZES)
-def test_maps_equal_pytorch_grad_cam(tiny_model, size):
-    model = ClassLogits(tiny_model(batch_norm=False)).eval()
+def test_maps_equal_pytorch_grad_cam(tiny_model, layer, batch_norm, size):
+    """Hooked on the network's own layer, as its manual says."""
+    model = ClassLogits(tiny_model(batch_norm=batch_norm, attention_layer=layer)).eval()
     image = torch.randn(size[0], 3, *size[1:])
     ours = class_attention(model.model, model.model.features(image).conv5_3).detach()
     theirs = []
-    with GradCAM(model, [model.last_convolution]) as cam:
+    with GradCAM(model=model, target_layers=[hooked(model.model)]) as cam:
         for c in range(ours.shape[1]):
             cam(image, [ClassifierOutputTarget(c)] * size[0])
             activations, gradients = (
@@ -96,14 +103,31 @@ def test_maps_equal_pytorch_grad_cam(tiny_model, size):
     assert relative_difference(ours, torch.stack(theirs, dim=1)) < 1e-5
 
 
+@pytest.mark.parametrize("batch_norm", [True, False])
+@pytest.mark.parametrize("layer", ["conv5_3", "pool5"])
 @pytest.mark.parametrize("size", SIZES)
-def test_maps_equal_captum(tiny_model, size):
-    model = ClassLogits(tiny_model(batch_norm=False)).eval()
+def test_maps_equal_captum(tiny_model, layer, batch_norm, size):
+    """Hooked on the network's own layer, as its manual says."""
+    model = ClassLogits(tiny_model(batch_norm=batch_norm, attention_layer=layer)).eval()
     image = torch.randn(size[0], 3, *size[1:])
     ours = class_attention(model.model, model.model.features(image).conv5_3).detach()
-    cam = captum.attr.LayerGradCam(model, model.last_convolution)
+    cam = captum.attr.LayerGradCam(model, hooked(model.model))
     theirs = [cam.attribute(image, target=c, relu_attributions=True)[:, 0].detach() for c in range(ours.shape[1])]
     assert relative_difference(ours, torch.stack(theirs, dim=1)) < 1e-5
+
+
+def test_hooks_on_the_last_convolution_see_it_before_its_relu(tiny_model):
+    """Nothing writes over what a hook has kept, and a full backward hook may stand on both."""
+    model, kept = tiny_model(batch_norm=False), {}
+    for layer in (model.trunk.conv5_3, model.trunk.relu5_3):
+        layer.register_forward_hook(
+            lambda module, _, output: kept.__setitem__(module, (output, output.detach().clone()))
+        )
+        layer.register_full_backward_hook(lambda *_: None)
+    ClassLogits(model)(torch.randn(2, 3, 48, 64)).sum().backward()
+    for output, as_it_was in kept.values():
+        assert torch.equal(output, as_it_was)
+    assert kept[model.trunk.conv5_3][0].min() < 0 == kept[model.trunk.relu5_3][0].min()
 
 
 @pytest.mark.parametrize("head_bias", [True, False])
