@@ -57,10 +57,7 @@ def find_learning_rate(params: Params, folder: Path, stage: str, variant: str, r
             tags={"stage": "lr-find", "variant": variant, "profile": params.profile, "seed": str(params.seed)},
         ) as tracker:
             _log(tracker, result, plot)
-    found = "the loss fell at no rate; look at frozen and data"
-    if result.suggestion is not None:
-        found = f"try learning_rate: {result.suggestion:.1e}"
-    return f"{name}: {found} (now {run.task.options.learning_rate:g}); see {base.with_suffix('.png')}"
+    return f"{name}: {_answer(result)} (now {run.task.options.learning_rate:g}); see {base.with_suffix('.png')}"
 
 
 def _check(params: Params, stage: str, variant: str, rates: Rates) -> None:
@@ -69,6 +66,13 @@ def _check(params: Params, stage: str, variant: str, rates: Rates) -> None:
         raise PipelineError(f"finetune takes a variant, one of {', '.join(variants)}; the other stages take none")
     if not 0 < rates.lowest < rates.highest:
         raise PipelineError(f"--lowest {rates.lowest:g} and --highest {rates.highest:g} must be 0 < lowest < highest")
+
+
+def _answer(result: "RangeTest") -> str:
+    ends = "" if result.diverged is None else f"; the loss diverges at {result.diverged:.1e}"
+    if result.suggestion is not None:
+        return f"try learning_rate: {result.suggestion:.1e}{ends}"
+    return f"no clear answer: at no rate does the loss fall by more than single batches scatter{ends}; try more --steps"
 
 
 def _log(tracker: Tracker, result: "RangeTest", plot: "Image.Image") -> None:

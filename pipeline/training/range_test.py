@@ -1,6 +1,7 @@
 """The learning-rate range test (Smith, WACV 2017, arXiv 1506.01186): which rates a training stands."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 
@@ -11,23 +12,51 @@ from pipeline.training.task import Task
 
 SMOOTHING = 0.9  # of the exponential average of the losses
 DIVERGED = 4.0  # times the lowest smoothed loss
+LEFT_OUT = 0.1  # of the steps, the first: the network settles, and the smoothed loss has little to average
+FEWEST = 10  # steps to tell a slope from the scatter of single batches
+CLEAR = 5.0  # standard errors of the slope below 0
 
 
-@dataclass(frozen=True)
+@dataclass
 class RangeTest:
-    """The weighted loss, step by step, under a rising learning rate."""
+    """The weighted loss, step by step, under a rising learning rate.
+
+    Args:
+        diverged: the rate at which the loss diverged; None if it never did.
+    """
 
     rates: list[float]
     losses: list[float]
     smoothed: list[float]
+    diverged: float | None = None
 
     @property
     def suggestion(self) -> float | None:
-        """Where the smoothed loss falls steepest by decade before its lowest point; None if it never falls."""
-        lowest = self.smoothed.index(min(self.smoothed))
-        falls = {i: self.smoothed[i] - self.smoothed[i - 1] for i in range(1, lowest + 1)}
-        steepest = min(falls, key=falls.__getitem__, default=None)
-        return self.rates[steepest] if steepest is not None and falls[steepest] < 0 else None
+        """The middle of the decade of rates in which the loss falls steepest, before the smoothed loss is lowest.
+
+        None where there is no clear answer: at no rate does the loss fall by more than single batches scatter.
+        """
+        logs = [math.log10(rate) for rate in self.rates]
+        if len(logs) < FEWEST:
+            return None
+        width = max(FEWEST, round((len(logs) - 1) / (logs[-1] - logs[0])))
+        end = self.smoothed.index(min(self.smoothed)) + 1
+        falls = {}
+        for first in range(math.ceil(LEFT_OUT * len(logs)), end - width + 1):
+            window = slice(first, first + width)
+            slope, error = _slope(logs[window], self.losses[window])
+            if slope < -CLEAR * error:
+                falls[sum(logs[window]) / width] = slope
+        return 10.0 ** min(falls, key=falls.__getitem__) if falls else None
+
+
+def _slope(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """Of the line of least squares, and its standard error."""
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    spread = sum((a - mean_x) ** 2 for a in x)
+    slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / spread
+    rest = sum((b - mean_y - slope * (a - mean_x)) ** 2 for a, b in zip(x, y, strict=True))
+    return slope, math.sqrt(rest / (len(x) - 2) / spread)
 
 
 def range_test(task: Task, *, lowest: float, highest: float, num_steps: int) -> RangeTest:
@@ -51,12 +80,14 @@ def range_test(task: Task, *, lowest: float, highest: float, num_steps: int) -> 
         record = add_gradients(task, guided, next(steps), 1.0, 0)
         total = float(record["loss/total"])
         if not math.isfinite(total):
+            result.diverged = rate
             break
         average = SMOOTHING * average + (1 - SMOOTHING) * total
         result.rates.append(rate)
         result.losses.append(total)
         result.smoothed.append(average / (1 - SMOOTHING ** (step + 1)))
         if result.smoothed[-1] > DIVERGED * min(result.smoothed):
+            result.diverged = rate
             break
         fabric.clip_gradients(guided, fabric_optimizer, max_norm=options.max_gradient_norm, error_if_nonfinite=False)
         fabric_optimizer.step()

@@ -8,7 +8,7 @@ from tasks import task_of
 from torch.utils.data import DataLoader, DistributedSampler
 
 from pipeline.base.params import load_params
-from pipeline.training.range_test import RangeTest, range_test
+from pipeline.training.range_test import SMOOTHING, RangeTest, range_test
 
 
 class Repeated(torch.utils.data.Dataset):
@@ -34,14 +34,45 @@ def run(model, batch, **options):
     return range_test(task, **options)
 
 
-def test_suggestion_is_the_steepest_fall_before_the_lowest_point():
-    rates = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]
-    assert RangeTest(rates, [], [5.0, 4.9, 3.0, 2.9, 9.0]).suggestion == 1e-2
+def measured(losses):
+    """A test of 100 rates from 1e-6 to 1, or as far as there are losses."""
+    rates = [10.0 ** (-6 + 6 * step / 99) for step in range(len(losses))]
+    average, smoothed = 0.0, []
+    for step, loss in enumerate(losses):
+        average = SMOOTHING * average + (1 - SMOOTHING) * loss
+        smoothed.append(average / (1 - SMOOTHING ** (step + 1)))
+    return RangeTest(rates, losses, smoothed)
 
 
-@pytest.mark.parametrize("smoothed", [[1.0, 1.5, 2.0], [1.0, 1.0, 1.0], [1.0]])
-def test_a_loss_that_never_falls_gives_no_suggestion(smoothed):
-    assert RangeTest([0.1, 0.2, 0.3][: len(smoothed)], [], smoothed).suggestion is None
+def noise(seed, scale=0.4, steps=100):
+    return (scale * torch.randn(steps, generator=torch.Generator().manual_seed(seed))).tolist()
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("centre", [-4.0, -3.0, -2.0])
+def test_suggestion_is_where_the_loss_falls_steepest(seed, centre):
+    """Under scatter, to within half a decade."""
+    logs = [-6 + 6 * step / 99 for step in range(100)]
+    losses = [
+        1.0 + 3.0 / (1.0 + math.exp(4 * (x - centre))) + (50 * (x + 1) if x > -1 else 0.0) + scatter
+        for x, scatter in zip(logs, noise(seed), strict=True)
+    ]
+    assert math.log10(measured(losses).suggestion) == pytest.approx(centre, abs=0.5)
+
+
+def test_scatter_of_single_batches_is_no_answer():
+    """So it is where a network is fine-tuned: its loss does not fall in a hundred steps, but by chance in a few."""
+    found = [measured([1.0 + abs(x) for x in noise(seed)]).suggestion for seed in range(200)]
+    assert sum(rate is not None for rate in found) <= 4
+
+
+def test_first_steps_are_left_out():
+    assert measured([4.0 - 0.3 * step for step in range(10)] + 90 * [1.0]).suggestion is None
+
+
+@pytest.mark.parametrize("losses", [[1.0 + 0.1 * step for step in range(100)], 100 * [1.0], [1.0], 9 * [1.0]])
+def test_a_loss_that_never_falls_gives_no_suggestion(losses):
+    assert measured(losses).suggestion is None
 
 
 def test_rates_rise_from_lowest_to_highest_by_equal_factors(tiny_model, batch):
@@ -56,6 +87,7 @@ def test_rates_rise_from_lowest_to_highest_by_equal_factors(tiny_model, batch):
 def test_a_useful_range_is_found_and_divergence_ends_the_test(tiny_model, batch):
     result = run(tiny_model(), batch, lowest=1e-5, highest=1e3, num_steps=80)
     assert len(result.rates) < 80
+    assert result.diverged >= result.rates[-1]
     assert all(map(math.isfinite, result.losses))
     assert result.suggestion is not None
     assert 1e-5 < result.suggestion < 10
