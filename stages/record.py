@@ -20,6 +20,8 @@ from pipeline.training.state import History
 from pipeline.training.task import Task
 from pipeline.training.watchers import Watcher, Work
 
+THREADS_TAG = "threads"  # several where a training was resumed with others; on a CPU, equal bytes take equal numbers
+
 
 class Record:
     """The MLflow run of one training: a watcher, and what is added once its outputs are written.
@@ -39,6 +41,7 @@ class Record:
             "profile": params.profile,
             "seed": str(params.seed),
             "device": run.device.reason,
+            THREADS_TAG: str(torch.get_num_threads()),
             "peak": f"{self._peak.flops / 1e12:.3g} TFLOP/s ({self._peak.source})",
         }
         self._tracker = Tracker(
@@ -80,7 +83,8 @@ class Record:
             self._tracker.log_image("attention_evolution", strip, step=last)
         for file in ("curves.csv", "summary.json"):
             self._tracker.log_artifact(folder / file)
-        self._tracker.set_tags({WEIGHTS_TAG: digest_file(weights)})
+        threads = ", then ".join(map(str, history.num_threads))
+        self._tracker.set_tags({WEIGHTS_TAG: digest_file(weights), THREADS_TAG: threads})
         self._tracker.close(finished=True)
 
 

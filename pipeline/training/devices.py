@@ -57,7 +57,9 @@ def choose_device(device: str, precision: str, count: int = 1) -> Device:
 
 
 def make_deterministic(device: Device) -> None:
-    """Bit-identical results on the CPU; on GPUs as far as kernels allow, with a warning where they do not."""
+    """Bit-identical results on the CPU for an equal number of threads; on GPUs as far as kernels allow, with a warning
+    where they do not.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=device.accelerator != "cpu")
     # Filling fresh memory guards against reading it uninitialised, which nothing here does; it costs 2 % of a step.

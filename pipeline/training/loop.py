@@ -52,9 +52,12 @@ def fit(
     guided, optimizer = fabric.setup(torch.compile(task.network) if task.compiled else task.network, state.optimizer)
     if (saved := checkpoint.load()) is not None:
         state.load_state_dict(saved)
-        print(f"{task.name}: resuming after epoch {state.epoch} from {checkpoint.path}", flush=True)
+        where = f"after epoch {state.epoch} from {checkpoint.path}"
+        print(f"{task.name}: resuming {where}{_other_threads(task, state)}", flush=True)
     else:
         state.history.snapshots.append(observe(model.eval()))
+    if state.history.num_threads[-1:] != [torch.get_num_threads()]:
+        state.history.num_threads.append(torch.get_num_threads())
     with watched(task, state.epoch, watchers if fabric.is_global_zero else ()) as watching:
         for epoch in range(state.epoch, options.num_epochs):
             begin_epoch(task, epoch)
@@ -80,6 +83,17 @@ def begin(task: Task) -> State:
     optimizer = build_optimizer(task.model, task.options, fused=fused)
     scheduler = learning_rate_schedule(optimizer, task.num_steps, task.options.warmup_fraction)
     return State(task.model, optimizer, scheduler, task.options.select)
+
+
+def _other_threads(task: Task, state: State) -> str:
+    """What to say of a CPU that goes on with another number of threads than it began with."""
+    before, now = state.history.num_threads[-1], torch.get_num_threads()
+    if before == now or task.fabric.device.type != "cpu":
+        return ""
+    return (
+        f"; with {now} threads where it was {before}, so that the result will not be the same to the byte as without a "
+        f"break: set OMP_NUM_THREADS={before} if it must be"
+    )
 
 
 def begin_epoch(task: Task, epoch: int) -> None:

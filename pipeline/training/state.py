@@ -23,6 +23,8 @@ class History:
     snapshots: list[Tensor] = field(default_factory=list)  # of `observe`: before training and after each epoch
     selected_epoch: int = 0
     frozen: dict[str, dict[str, str]] = field(default_factory=dict)
+    # One after another, where a training was resumed with others: sums are rounded as threads share them out.
+    num_threads: list[int] = field(default_factory=list)
 
     @property
     def selected(self) -> Row:
@@ -80,6 +82,7 @@ class State:
             "snapshots": self.history.snapshots,
             "selected_epoch": self.history.selected_epoch,
             "selected_state": self._selected,
+            "num_threads": self.history.num_threads,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -87,5 +90,7 @@ class State:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.history = History(state["rows"], state["snapshots"], state["selected_epoch"])
+        self.history = History(
+            state["rows"], state["snapshots"], state["selected_epoch"], num_threads=state["num_threads"]
+        )
         self._selected = state["selected_state"]

@@ -118,6 +118,30 @@ def test_resumed_equals_uninterrupted(tiny_model, tmp_path, killed_after):
     assert state_digest(resumed) == state_digest(whole)
 
 
+@pytest.mark.parametrize(("threads", "said"), [((1, 1), False), ((2, 1), True)])
+def test_resuming_with_other_threads_is_said(tiny_model, tmp_path, capsys, threads, said):
+    """Sums are rounded as threads share them out, so that the bytes differ."""
+
+    class Killed(Exception):
+        pass
+
+    def kill(*_):
+        raise Killed
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads[0])
+        with pytest.raises(Killed):
+            run(tiny_model(), tmp_path / "run", on_epoch=kill)
+        torch.set_num_threads(threads[1])
+        history = run(tiny_model(), tmp_path / "run")
+    finally:
+        torch.set_num_threads(before)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "resuming after epoch 1" in line]
+    assert ("with 1 threads where it was 2" in line and "OMP_NUM_THREADS=2" in line) is said
+    assert history.num_threads == ([2, 1] if said else [1])
+
+
 def test_no_epoch_validates_the_network_as_it_is(tiny_model, tmp_path):
     model, epochs = tiny_model(), []
     before = state_digest(model)

@@ -155,6 +155,7 @@ def test_one_rank_writes_one_record(copy):
     assert len(client.get_metric_history(run.info.run_id, "loss/segmentation")) == 2
     assert run.data.metrics["mfu"] > 0
     assert (run.data.params["runtime.devices"], run.info.status) == ("2", "FINISHED")
+    assert run.data.tags["threads"] == "1"
 
 
 @pytest.mark.parametrize("rank", [0, 1])
