@@ -125,9 +125,9 @@ def _ratios(maps: Mapping[str, Timings], steps: Mapping[str, Timings], peers: Ti
     best = list(maps)[-1]
     for name, seconds in maps.items():
         ratios[f"forward pass with all maps / forward pass, {name}"] = seconds["with maps"] / seconds["forward"]
-    for peer, seconds in peers.items():
+    for peer, alone in peers.items():
         for name in maps:
-            ratios[f"{peer}, fp32 / all maps with the pass that they need, {name}"] = seconds / maps[name]["maps alone"]
+            ratios[f"{peer}, fp32 / all maps with the pass that they need, {name}"] = alone / maps[name]["maps alone"]
     if best != "fp32":
         ratios[f"plain step, fp32 / plain step, {best}"] = steps["fp32"]["plain"] / steps[best]["plain"]
         ratios[f"GAIN step, fp32 / GAIN step, {best}"] = steps["fp32"]["gain"] / steps[best]["gain"]
@@ -246,7 +246,7 @@ def step_of(network: GuidedNetwork, optimizer: Optimizer, batch: Sample, weights
     criterion = Criterion(weights, network.model.attention_grid, ATTENTION)
     pairs = class_pairs(batch.image_labels, 4)
     total = criterion.total(criterion(network(batch.image, pairs, criterion.needs), batch), 1.0)
-    total.backward()
+    total.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     optimizer.zero_grad()
 
@@ -290,7 +290,7 @@ def _step_sides(
             for index in range(num_images):
                 reference.step(batch, index)
 
-    sides = {
+    sides: dict[str, Callable[[], object]] = {
         "plain": side({"segmentation": 1.0}),
         "gain": side(GUIDED),
         "gain and masks": side(GUIDED | {"external_supervision": 1.0}),
@@ -328,7 +328,8 @@ class Reference:
         """A step on one image of the batch."""
         image, labels = batch.image[index : index + 1], batch.image_labels[index : index + 1]
         features = self._features(image, padding=100)
-        loss = segmentation_loss(self.model.segment(features, image.shape[2:]), batch.target[index : index + 1])
+        size = (image.shape[2], image.shape[3])
+        loss = segmentation_loss(self.model.segment(features, size), batch.target[index : index + 1])
         conv5_3 = self._features(image, padding=1).conv5_3
         class_logits = self.model.classify(conv5_3)
         loss = loss + classification_loss(class_logits, labels)
@@ -339,10 +340,10 @@ class Reference:
             gradient, *_ = torch.autograd.grad(class_logits[0, label], [conv5_3, *trunk], retain_graph=True)
             weights = gradient.mean(dim=(2, 3), keepdim=True)
             maps, _ = normalise_attention((weights * conv5_3.float()).sum(dim=1).relu())
-            mask = soft_mask(attention_to_image(maps, image.shape[2:], AttentionGrid(16, 1)), threshold=0.5, slope=10.0)
+            mask = soft_mask(attention_to_image(maps, size, AttentionGrid(16, 1)), threshold=0.5, slope=10.0)
             masked = self._features(image * (1.0 - mask[:, None]), padding=1)
             loss = loss + self.model.classify(masked.conv5_3)[0, label].sigmoid() / len(present)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.optimizer.zero_grad()
 

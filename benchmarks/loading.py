@@ -17,7 +17,7 @@ from benchmarks.guidance import FULL_WIDTH, machine, result_file
 from pipeline.base.files import write_json
 from pipeline.base.sections import Augmentation, EmbeddedData
 from pipeline.data.loaders import start_epoch, training_loader
-from pipeline.data.manifest import build_manifest, read_manifest
+from pipeline.data.manifest import ManifestRow, build_manifest, read_manifest
 from pipeline.data.samples import SegmentationDataset
 from pipeline.data.voc import REQUIRED_SPLITS
 from pipeline.datasets.embedded import CLASS_NAMES, draw_dataset
@@ -75,7 +75,7 @@ def _prepare(root: Path) -> tuple[float, float]:
     return len(manifest) / elapsed, busy / elapsed
 
 
-def _load(root: Path, rows: list, num_workers: int) -> float:
+def _load(root: Path, rows: list[ManifestRow], num_workers: int) -> float:
     dataset = SegmentationDataset(
         root, rows, num_foreground_classes=len(CLASS_NAMES), augmentation=AUGMENTATION, raw=True
     )
@@ -102,7 +102,7 @@ def _step(device: Device, batch: int) -> float:
     def step() -> None:
         with torch.autocast(device.accelerator, torch.bfloat16, enabled=device.precision == "bf16-mixed"):
             loss = segmentation_loss(model(image)[0], target)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
         loss.item()

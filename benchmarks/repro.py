@@ -13,7 +13,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).parents[1]
 TARGET = Path(__file__).with_suffix(".json")
@@ -65,7 +67,7 @@ def timed_repro(clone: Path) -> dict[str, dict[str, float]]:
     return stages
 
 
-def table(result: dict) -> str:
+def table(result: Mapping[str, Any]) -> str:
     """Markdown."""
     lines = ["| stage | seconds | of it training |", "|---|---|---|"]
     lines += [f"| {name} | {s['seconds']:.0f} | {s['training']:.0f} |" for name, s in result["stages"].items()]

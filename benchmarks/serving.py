@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import requests
@@ -34,7 +35,7 @@ from pipeline.release.prediction import Outputs
 
 REPOSITORY = Path(__file__).parents[1]
 NAME = "fcn8s-gain"
-NETWORKS = {  # options, number of classes, side of the image in pixels
+NETWORKS: dict[str, tuple[dict[str, Any], int, int]] = {  # options, number of classes, side of the image in pixels
     "embedded": ({"width": 0.25, "fc_channels": 256, "head_channels": 256, "batch_norm": True}, 6, 96),
     "voc2012": ({"padding": 100}, 20, 320),
 }
@@ -61,7 +62,7 @@ def main() -> None:
         shutil.copy(REPOSITORY / "params.yaml", folder)
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # MLflow calls uvicorn by name
         environment = {**os.environ, "PATH": path, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
-        rows = []
+        rows: list[dict[str, Any]] = []
         promotions = []
         for title, (options, num_classes, side) in NETWORKS.items():
             network = FCN8s(num_classes, FULL_WIDTH.model_copy(update=options)).eval()

@@ -21,7 +21,7 @@ def insert(page: Path, tables: Mapping[str, str]) -> None:
     for name, table in tables.items():
         block = f"<!-- {name} -->\n{table}\n<!-- /{name} -->"
         pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
-        text, found = re.subn(pattern, lambda _, block=block: block, text, flags=re.DOTALL)
+        text, found = re.subn(pattern, block.replace("\\", r"\\"), text, flags=re.DOTALL)
         if not found:
             raise ValueError(f"{page}: no markers <!-- {name} --> ... <!-- /{name} -->")
     page.write_text(text, encoding="utf-8")
