@@ -13,8 +13,10 @@ from checkouts import REPOSITORY, becomes
 
 # It starts a process in a session of its own, as `gain flow` starts servers, and one that is forked, as a loader does.
 STUBBORN = """
-import multiprocessing, subprocess, sys, time
+import multiprocessing, signal, subprocess, sys, time
 import pytest
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell that runs tests in the background has ignored
 
 @pytest.mark.system
 def test_detached():
