@@ -90,6 +90,11 @@ def environment(folder: Path) -> dict[str, str]:
     return {**clean, "PATH": path, "PWD": str(folder), "PYTHONPATH": str(folder), "DVC_NO_ANALYTICS": "true"}
 
 
+def _own_store(folder: Path) -> dict[str, str]:
+    """The same, and the database by its whole path: within one process MLflow takes equal addresses for one store."""
+    return {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", **environment(folder)}
+
+
 def dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "dvc", *arguments]
     return subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
@@ -104,7 +109,7 @@ def stage(folder: Path, name: str, *arguments: str, tracked: bool = False) -> su
         configured = stage(folder, "configure", *arguments_of_configure(arguments))
         if configured.returncode:
             return configured
-    return called(REPOSITORY / "stages" / f"{name}.py", arguments, folder, environment(folder), tracked=tracked)
+    return called(REPOSITORY / "stages" / f"{name}.py", arguments, folder, _own_store(folder), tracked=tracked)
 
 
 def arguments_of_configure(arguments: Sequence[str]) -> list[str]:
@@ -116,7 +121,7 @@ def arguments_of_configure(arguments: Sequence[str]) -> list[str]:
 def gain(folder: Path, *arguments: str, tracked: bool = False) -> subprocess.CompletedProcess[str]:
     """`gain ARGUMENTS` in a checkout, in this process."""
     script = REPOSITORY / "pipeline" / "cli" / "main.py"
-    return called(script, arguments, folder, environment(folder), tracked=tracked)
+    return called(script, arguments, folder, _own_store(folder), tracked=tracked)
 
 
 def python(folder: Path, *arguments: str, **added: str) -> subprocess.CompletedProcess[str]:

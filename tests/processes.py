@@ -85,6 +85,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         _unit_test = ""
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Iterator[None]:
+    global _unit_test
+    _unit_test = ""  # the last test of a process also ends what tests of the system shared
+    return (yield)
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     sys.addaudithook(_refuse)
     BaseProcess.start = _guarded_start

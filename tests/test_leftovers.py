@@ -23,7 +23,7 @@ def test_detached():
     shell = subprocess.Popen(["sh", "-c", "trap '' INT TERM; sleep 600 & echo pid=$!; wait"], start_new_session=True)
     fork = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=True)
     fork.start()
-    print(f"pid={shell.pid}\\npid={fork.pid}\\nready", flush=True)
+    print(f"pid={shell.pid}\\npid={fork.pid}", flush=True)
     time.sleep(600)
 """
 FORGETFUL = """
@@ -57,12 +57,11 @@ def started(folder: Path, content: str, *arguments: str) -> subprocess.Popen[str
 @pytest.mark.system
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_outlives_a_test_process_that_a_signal_ends(tmp_path, number):
-    said = ""
+    family: list[psutil.Process] = []
     with started(tmp_path, STUBBORN) as process:
-        while "ready" not in said:
-            said += process.stdout.readline()
-        family = [psutil.Process(int(pid)) for pid in re.findall(r"pid=(\d+)", said)]
-        assert len(family) == 3
+        while len(family) < 3:
+            assert (line := process.stdout.readline())
+            family += [psutil.Process(int(pid)) for pid in re.findall(r"pid=(\d+)", line)]
         os.killpg(process.pid, number)
         process.stdout.read()
     assert becomes(lambda: not any(map(psutil.Process.is_running, family)))
