@@ -60,7 +60,8 @@ def test_nothing_outlives_a_test_process_that_a_signal_ends(tmp_path, number):
     family: list[psutil.Process] = []
     with started(tmp_path, STUBBORN) as process:
         while len(family) < 3:
-            assert (line := process.stdout.readline())
+            line = process.stdout.readline()
+            assert line
             family += [psutil.Process(int(pid)) for pid in re.findall(r"pid=(\d+)", line)]
         os.killpg(process.pid, number)
         process.stdout.read()
