@@ -119,6 +119,9 @@ def external_supervision_loss(
 def pixel_supervision(guidance: Tensor, pairs: Pairs, grid: AttentionGrid, sharpness: float) -> tuple[Tensor, Tensor]:
     """H^c of Eq. 7 on the attention grid: class masks averaged over each cell and divided by their maximum.
 
+    The average is over the pixels that are inside the image and not void: of the others nobody knows whether they are
+    the object's. How few they are is for the weight alone to say.
+
     Args:
         guidance: (B, H, W) integer class values: 0 background, 1..C, 255 = void.
         sharpness: exponent of H^c. Above 1, cells that an object only touches ask for less attention than the share
@@ -131,8 +134,8 @@ def pixel_supervision(guidance: Tensor, pairs: Pairs, grid: AttentionGrid, sharp
     (rows, columns), before = grid.shape(size), grid.padding - 1
     right, bottom = columns * grid.stride - before - size[1], rows * grid.stride - before - size[0]
     canvas = F.pad(guidance, (before, right, before, bottom), value=IGNORE_INDEX)[pairs.image_index]
-    mask = _cell_means(canvas == pairs.class_index[:, None, None] + 1, grid.stride)
     weight = _cell_means(canvas != IGNORE_INDEX, grid.stride)
+    mask = _cell_means(canvas == pairs.class_index[:, None, None] + 1, grid.stride) / weight.clamp(min=1e-6)
     return (mask / mask.amax(dim=(1, 2), keepdim=True).clamp(min=1e-6)) ** sharpness, weight
 
 

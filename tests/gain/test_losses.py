@@ -114,10 +114,34 @@ def test_pixel_supervision_by_hand():
 def test_pixel_supervision_at_stride_32_by_hand():
     guidance = torch.zeros(1, 32, 48, dtype=torch.uint8)
     guidance[0, :, :16] = 1  # half of cell (0, 0)
-    guidance[0, :4, 32:] = 1  # a sixteenth of cell (0, 1), whose other half is beyond the image
+    guidance[0, :4, 32:] = 1  # an eighth of what the image has of cell (0, 1), whose other half is beyond it
     mask, weight = pixel_supervision(guidance, Pairs(torch.tensor([0]), torch.tensor([0])), AttentionGrid(32, 1), 1.0)
-    assert mask.tolist() == [[[1.0, 0.125]]]
+    assert mask.tolist() == [[[1.0, 0.25]]]
     assert weight.tolist() == [[[1.0, 0.5]]]
+
+
+@pytest.mark.parametrize("sharpness", [1.0, 2.0])
+def test_void_pixels_lower_the_weight_and_not_the_target(sharpness):
+    guidance = torch.ones(1, 32, 32, dtype=torch.uint8)
+    guidance[0, :8, :16] = 255  # half of cell (0, 0), whose other half is the object's
+    guidance[0, 16:24, 16:32], guidance[0, 24:28, 16:32] = 255, 0  # cell (1, 1): half void, a quarter ground
+    guidance[0, 16:, :16] = 255
+    pairs = Pairs(torch.tensor([0]), torch.tensor([0]))
+    mask, weight = pixel_supervision(guidance, pairs, CONV5_3, sharpness)
+    assert mask.tolist() == [[[1.0, 1.0], [0.0, 0.5**sharpness]]]
+    assert weight.tolist() == [[[0.5, 1.0], [0.0, 0.5]]]
+
+
+@pytest.mark.parametrize("padding", [1, 100])
+@pytest.mark.parametrize("stride", [16, 32])
+@pytest.mark.parametrize("sharpness", [1.0, 2.0])
+def test_object_that_fills_the_image_is_1_up_to_its_edges(padding, stride, sharpness):
+    """375 x 500, the size of most of VOC's images, fills neither the last row nor the last column of cells."""
+    guidance = torch.ones(1, 375, 500, dtype=torch.uint8)
+    pairs = Pairs(torch.tensor([0]), torch.tensor([0]))
+    mask, weight = pixel_supervision(guidance, pairs, AttentionGrid(stride, padding), sharpness)
+    assert torch.equal(mask, (weight > 0).float())
+    assert float(weight.sum()) * stride**2 == pytest.approx(375 * 500)
 
 
 @pytest.mark.parametrize("layer", ["conv5_3", "pool5"])
