@@ -53,9 +53,13 @@ def deletion_and_insertion(
 ) -> tuple[Tensor, Tensor]:
     """Mean probability of a pair's class while pixels vanish (lower is better) or appear (higher is better).
 
-    Pixels go by attention, highest first, ties in reading order, in `num_steps` steps that are equal to within a
-    pixel. A missing pixel shows the data mean, for insertion too, where the paper starts from a blurred image. The
-    mean is the area under the curve from 0 % to 100 % of the pixels, by the trapezoid rule.
+    Pixels go by attention, highest first, in `num_steps` steps that are equal to within a pixel. A missing pixel shows
+    the data mean, for insertion too, where the paper starts from a blurred image. The mean is the area under the curve
+    from 0 % to 100 % of the pixels, by the trapezoid rule.
+
+    Of pixels that tie, and half of a guided map may be exactly 0, attention ranks none before another. They count as
+    what is expected of each: between the image before a group of ties and the image after it the curve is a straight
+    line, as in ROC curves. So no order of the pixels matters, and the network sees only images that the map defines.
 
     Args:
         model: in eval mode.
@@ -67,17 +71,43 @@ def deletion_and_insertion(
     Returns:
         Deletion and insertion, each (N,) float32 in [0, 1].
     """
-    num_points, num_pixels = num_steps + 1, attention.shape[1] * attention.shape[2]
-    rank = attention.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1).view_as(attention)
-    curves = []
-    for index in torch.split(torch.arange(len(image) * num_points, device=image.device), batch_size):
-        pair, step = index // num_points, index % num_points
-        reached = rank[pair] * num_steps < (step * num_pixels)[:, None, None]
+    num_pixels = attention.shape[1] * attention.shape[2]
+    ranked = attention.flatten(1).sort(dim=1, descending=True, stable=True)
+    rank = ranked.indices.argsort(dim=1).view_as(attention)
+    before, after, share = _tied_steps(ranked.values, num_steps)
+    first = torch.arange(len(image), device=image.device)[:, None] * (num_pixels + 1)
+    steps = torch.stack([first + before, first + after])
+    points, where = steps.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    curves = [image.new_zeros(2, 0)]
+    for point in torch.split(points, batch_size):
+        pair, count = point // (num_pixels + 1), point % (num_pixels + 1)
+        reached = rank[pair] < count[:, None, None]
         shown = [image[pair] * pixels[:, None] for pixels in (~reached, reached)]
         curves.append(torch.stack([_class_probs(model, pictures, class_index[pair]) for pictures in shown]))
-    points = torch.cat(curves, dim=1).view(2, len(image), num_points)
-    deletion, insertion = torch.trapezoid(points, dx=1 / num_steps)
+    start, end = torch.cat(curves, dim=1)[:, where].unbind(dim=1)  # (2, N, num_steps + 1) each
+    deletion, insertion = torch.trapezoid(torch.lerp(start, end, share.to(start.dtype)), dx=1 / num_steps)
     return deletion, insertion
+
+
+def _tied_steps(values: Tensor, num_steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where each step falls among the groups of equal values.
+
+    Args:
+        values: (N, P) sorted, highest first.
+
+    Returns:
+        (N, num_steps + 1) each: how many pixels lie before the group that the step ends in, how many up to its end, and
+        the share of the group in [0, 1] that the step has reached; 1 where a step ends with a group.
+    """
+    num_pixels = values.shape[1]
+    # Rounded up, so that the last step reaches every pixel.
+    count = -(-torch.arange(num_steps + 1, device=values.device) * num_pixels // num_steps)
+    count = count.expand(len(values), -1).contiguous()
+    last = values.gather(1, (count - 1).clamp(min=0))
+    before, after = (torch.searchsorted(-values, -last, right=right) for right in (False, True))
+    after = torch.where(count == 0, 0, after)
+    before = torch.where((count == 0) | (count == after), after, before)
+    return before, after, (count - before) / (after - before).clamp(min=1)
 
 
 def _class_probs(model: FCN8s, image: Tensor, class_index: Tensor) -> Tensor:
