@@ -10,7 +10,7 @@ from pipeline.data.manifest import read_manifest
 from pipeline.data.voc import read_class_names
 from pipeline.release.facts import VersionFacts, version_tags
 from pipeline.release.model_card import model_card, read_intervals
-from pipeline.release.registry import flat_scores, register_model, select_variant
+from pipeline.release.registry import explain_choice, flat_scores, register_model, select_variant
 from stages.run import run_stage
 
 
@@ -18,12 +18,14 @@ def register(params: Params, space: Workspace) -> None:
     """reports/evaluate and models/ to a model version; reports/register has its card and says which weights it has."""
     name, evaluated = params.register_.registered_model_name, space.reports / "evaluate"
     scores = json.loads((evaluated / "metrics.json").read_text(encoding="utf-8"))
-    variant = select_variant(scores, params.register_.candidates, params.register_.metric)
+    validation = json.loads((evaluated / "validation.json").read_text(encoding="utf-8"))
+    variant = select_variant(validation, params.register_.candidates, params.register_.metric)
+    choice = explain_choice(validation, params.register_.candidates, params.register_.metric)
     rows, weights = read_manifest(space.manifest), space.weights(variant)
-    tags = version_tags(params, variant, weights, rows)
+    tags = version_tags(params, variant, weights, rows) | {"chosen_by": choice}
     num_images = Counter(row.split for row in rows)
     intervals = read_intervals(evaluated / "tables" / "intervals.csv", variant)
-    card = model_card(params, variant, read_class_names(space.data), num_images, intervals)
+    card = model_card(params, variant, read_class_names(space.data), num_images, intervals, choice)
     facts = VersionFacts(f"{variant}-seed{params.seed}", tags, flat_scores(scores[variant]), card)
     version = register_model(weights, name, facts)
     # Without the version number, which is the registry's and differs wherever the same model is registered.

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from pipeline.base.ranks import rank_mean
 from pipeline.data.loaders import evaluation_loader, start_epoch, training_loader
 from pipeline.data.samples import Sample
-from pipeline.evaluation.passes import Scoring, evaluate, validation_row
+from pipeline.evaluation.passes import Scoring, evaluate, validation_scores
 from pipeline.gain.losses import LOSS_NAMES
 from pipeline.model.fcn8s import FCN8s
 from pipeline.training.checkpoints import CheckpointFile
@@ -130,7 +130,8 @@ def train(fabric: Fabric, output: Path, options: dict[str, int]) -> None:
     val_loader = evaluation_loader(data, batch_size=5, **share)
 
     def validate(network: FCN8s) -> dict[str, float]:
-        return validation_row(evaluate(network, val_loader, torch.device("cpu"), SCORING))
+        scores = validation_scores(evaluate(network, val_loader, torch.device("cpu"), SCORING))
+        return {f"val/{name}": value for name, value in scores.items()}
 
     def observe(network: FCN8s) -> Tensor:
         return network.classifier.score.bias.detach().clone()

@@ -16,10 +16,11 @@ from torch.utils.data import Dataset
 
 from pipeline.data.loaders import evaluation_loader, training_loader
 from pipeline.data.samples import Sample
-from pipeline.evaluation.passes import Scoring, evaluate, validation_row
+from pipeline.evaluation.passes import Scoring, evaluate, validation_scores
 from pipeline.gain.attention import class_attention
 from pipeline.gain.losses import Criterion
 from pipeline.gain.network import GuidedNetwork, class_pairs
+from pipeline.model.fcn8s import FCN8s
 from pipeline.release.prediction import Outputs, predict
 from pipeline.tracking.throughput import peak_flops, training_flops
 from pipeline.training.checkpoints import CheckpointFile
@@ -158,6 +159,10 @@ def test_training_learns_and_resumes(tiny_model, tmp_path, precision):
         fabric = Fabric(accelerator="cuda", devices=1, precision=precision)
         validation = evaluation_loader(data, batch_size=8, num_workers=0)
 
+        def validate(network: FCN8s) -> dict[str, float]:
+            scores = validation_scores(evaluate(network, validation, fabric.device, SCORING))
+            return {f"val/{name}": value for name, value in scores.items()}
+
         def on_epoch(epoch: int, history: History, _: Work) -> None:
             if epoch == stop_after:
                 recorded.extend(history.rows)
@@ -167,7 +172,7 @@ def test_training_learns_and_resumes(tiny_model, tmp_path, precision):
             task_of(model, training_loader(data, batch_size=4, seed=0, num_workers=2), OPTIONS, WEIGHTS,
                     attention=attention_section(masked_stride=2), fabric=fabric, name=precision),
             CheckpointFile(folder, "fit"),
-            lambda network: validation_row(evaluate(network, validation, fabric.device, SCORING)),
+            validate,
             lambda network: network.classifier.score.bias.detach().cpu().clone(),
             [AfterEpoch(on_epoch)],
         )  # fmt: skip

@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from pipeline.base.errors import did_you_mean
 from pipeline.base.ranges import Section
-from pipeline.base.scores import LOWER_IS_BETTER, NO_AIM, SCORES, score_names
+from pipeline.base.scores import LOWER_IS_BETTER, NO_AIM, SCORES, TEST_ONLY, score_names
 from pipeline.base.sections import (
     Architecture,
     Attention,
@@ -172,6 +172,9 @@ def _of_score(params: Params, place: str, name: str) -> Iterator[str]:
         yield f"{place}: no score is called {name!r}; {did_you_mean(name, score_names())}"
     elif name in NO_AIM or name in LOWER_IS_BETTER:
         yield f"{place}: {name} cannot be named here, where higher is better; choose another score"
+    elif place == "register.metric" and name in TEST_ONLY:
+        known = ", ".join(score for score in score_names() if score not in (*NO_AIM, *LOWER_IS_BETTER, *TEST_ONLY))
+        yield f"{place}: the challenger is chosen on validation images, which have no {name}; choose one of {known}"
     elif name in SCORES["context_bias"] and not isinstance(params.download, EmbeddedData):
         yield (
             f"{place}: {name} needs counterfactual test sets, which only download.source: embedded has; choose another "

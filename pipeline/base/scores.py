@@ -26,6 +26,13 @@ SCORES: dict[str, tuple[str, ...]] = {
     ),
     "context_bias": ("object_without_context", "context_without_object", "overall", "worst_group"),
 }
+# Not scored on validation images, on which the challenger is chosen: they need other images, or cost too much.
+TEST_ONLY = (
+    *(f"{name}_{size}" for size in ("small", "medium", "large") for name in _BY_SIZE),
+    "deletion_auc",
+    "insertion_auc",
+    *SCORES["context_bias"],
+)
 # They describe a map or the data and are no aim: neither more nor less of them is better.
 NO_AIM = ("pointing_game_centre", "coverage", "attention_best_threshold")
 LOWER_IS_BETTER = ("dead_map_rate", "deletion_auc")

@@ -272,7 +272,7 @@ class Evaluate(Section):
 
 
 class Register(Section):
-    """Which variant becomes the challenger."""
+    """Which variant becomes the challenger: of `candidates`, the one with the highest `metric` on validation images."""
 
     registered_model_name: Annotated[str, Field(pattern=NAME, max_length=100)]
     candidates: list[str]
@@ -280,7 +280,7 @@ class Register(Section):
 
 
 class Promote(Section):
-    """What a challenger must show to become the champion, both scored on the same data.
+    """What a challenger must show to become the champion, both scored on the same test data.
 
     `not_below` maps a score to how far below the champion's it may lie; of the scores in `better`, one at least must be
     higher than the champion's.

@@ -110,8 +110,11 @@ def concatenate_scores(scores: Sequence[Mapping[str, Tensor]]) -> dict[str, Tens
     return {name: torch.cat([score[name].cpu() for score in scores]) for name in scores[0]} if scores else {}
 
 
-def validation_row(result: Evaluation) -> dict[str, float]:
-    """The scores worth a curve, as `val/NAME`, each in [0, 1]; those of classes and attention only with attention."""
+def validation_scores(result: Evaluation) -> dict[str, float]:
+    """The scores by which epochs and variants are chosen, in [0, 1]: those of base/scores.py without TEST_ONLY.
+
+    A result without attention has those of the segmentation alone.
+    """
     weights = torch.ones(1, len(result.class_probs), dtype=torch.float64)
     scores: dict[str, Tensor] = {}
     if len(result.confusions):
@@ -119,7 +122,7 @@ def validation_row(result: Evaluation) -> dict[str, float]:
     if result.attention:
         scores |= classification_metrics(result.class_probs, result.image_labels, weights)
         scores |= attention_metrics(result.attention, weights)
-    return {f"val/{name}": float(values) for name, values in scores.items()}
+    return {name: float(values) for name, values in scores.items()}
 
 
 def _score_attention(

@@ -7,7 +7,7 @@ from lightning_fabric import Fabric
 from pipeline.base.sections import Attention, Evaluate
 from pipeline.data.loaders import evaluation_loader
 from pipeline.data.samples import SegmentationDataset
-from pipeline.evaluation.passes import Scoring, evaluate, validation_row
+from pipeline.evaluation.passes import Scoring, evaluate, validation_scores
 from pipeline.model.fcn8s import FCN8s
 
 
@@ -29,6 +29,7 @@ def validator(
     scoring = Scoring(options.attention_threshold, attention.mask_threshold, attention.mask_slope)
 
     def validate(model: FCN8s) -> dict[str, float]:
-        return validation_row(evaluate(model, loader, fabric.device, scoring, attention=attends))
+        scores = validation_scores(evaluate(model, loader, fabric.device, scoring, attention=attends))
+        return {f"val/{name}": value for name, value in scores.items()}
 
     return validate

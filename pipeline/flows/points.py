@@ -48,7 +48,11 @@ def check_points(points: Sequence[Sequence[str]], profile: str | None) -> None:
 
 
 def best_scores(flow_run_id: UUID) -> dict[str, float]:
-    """Scores of the best candidate of a point, from the table that its run left with the server."""
+    """Scores of the best candidate of a point, from the table that its run left with the server.
+
+    The one that begins with `val/` is of validation images, and points should be chosen by it; the others are of test
+    images.
+    """
     with get_client(sync_client=True) as client:
         artifacts = client.read_artifacts(
             artifact_filter=ArtifactFilter(

@@ -112,9 +112,19 @@ class Report:
         metrics = self._metrics()
         if metrics:
             register = self.params.register_
-            best = select_variant(metrics, register.candidates, register.metric)
-            rows = [{"model": name, "best": name == best, **flat_scores(groups)} for name, groups in metrics.items()]
-            create_table_artifact(rows, key="scores", description="Every score of every model, as fractions")
+            validation = self._scores("validation.json")
+            best, chosen_by = select_variant(validation, register.candidates, register.metric), f"val/{register.metric}"
+            rows = [
+                {
+                    "model": name,
+                    "best": name == best,
+                    chosen_by: validation[name][register.metric],
+                    **flat_scores(groups),
+                }
+                for name, groups in metrics.items()
+            ]
+            description = f"Every test score of every model, as fractions; the best candidate is chosen by {chosen_by}"
+            create_table_artifact(rows, key="scores", description=description)
         summary = self._summary(metrics)
         create_markdown_artifact(summary, key="summary", description="Stages, scores and MLflow runs")
 
@@ -123,9 +133,11 @@ class Report:
         evaluate = self._finished.get("evaluate")
         if evaluate is None or not evaluate.completed:
             return {}
-        path = self._space.reports / "evaluate" / "metrics.json"
-        metrics: dict[str, Scores] = json.loads(path.read_text(encoding="utf-8"))
+        metrics: dict[str, Scores] = self._scores("metrics.json")
         return metrics
+
+    def _scores(self, name: str) -> Any:
+        return json.loads((self._space.reports / "evaluate" / name).read_text(encoding="utf-8"))
 
     def _summary(self, metrics: dict[str, Scores]) -> str:
         title = f"# {self.params.profile}, seed {self.params.seed}"

@@ -58,7 +58,7 @@ def sweep(
         }
         for run, point, child in zip(runs, chosen, finished, strict=True)
     ]
-    create_table_artifact(rows, key="sweep", description="Every point with the scores of its best candidate")
+    create_table_artifact(rows, key="sweep", description="Every point with its best candidate: choose by val/")
     failed = [
         row["experiment"]
         for row, child in zip(rows, finished, strict=True)

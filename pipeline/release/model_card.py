@@ -30,12 +30,18 @@ def read_intervals(path: Path, model: str) -> Intervals:
 
 
 def model_card(
-    params: Params, variant: str, class_names: tuple[str, ...], num_images: Mapping[str, int], intervals: Intervals
+    params: Params,
+    variant: str,
+    class_names: tuple[str, ...],
+    num_images: Mapping[str, int],
+    intervals: Intervals,
+    choice: str,
 ) -> str:
     """The card of a variant, in Markdown.
 
     Args:
         num_images: split to number of images.
+        choice: by what it was chosen among the candidates, see `registry.explain_choice`.
     """
     splits = ", ".join(f"{count} {split}" for split, count in num_images.items())
     lines = [
@@ -45,6 +51,8 @@ def model_card(
         f"{', '.join(class_names)}.",
         "",
         f"**Data.** {_data(params.download)} Images: {splits}.",
+        "",
+        f"**Choice.** By {choice}. No test score was looked at.",
         "",
         "**Scores** on the test data, percent, with 95 % bootstrap intervals over its images:",
         "",

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,23 +36,34 @@ SERVING_REQUIREMENTS = (
 SCORE = "test/"  # prefix of a score's name in MLflow, of a run and of a version alike
 
 
-def select_variant(metrics: Mapping[str, Mapping[str, Mapping[str, float]]], candidates: list[str], metric: str) -> str:
-    """The candidate with the highest `metric`, the first of equals.
+def select_variant(validation: Mapping[str, Mapping[str, float]], candidates: list[str], metric: str) -> str:
+    """The candidate with the highest `metric` on validation images, the first of equals.
 
     Args:
-        metrics: variant to group to name to value, as in reports/evaluate/metrics.json.
+        validation: variant to score to value, as in reports/evaluate/validation.json.
 
     Raises:
-        PipelineError: a candidate was not evaluated or lacks the metric.
+        PipelineError: a candidate was not evaluated, or its metric is missing or not a number.
     """
     scores = {}
     for variant in candidates:
-        values = flat_scores(metrics.get(variant, {}))
+        values = validation.get(variant, {})
         if metric not in values:
             known = ", ".join(values) or "nothing; it was not evaluated"
             raise PipelineError(f"params.yaml: register.metric: {metric!r} is unknown for {variant}, which has {known}")
+        if not math.isfinite(values[metric]):
+            raise PipelineError(
+                f"params.yaml: register.metric: {metric} of {variant} is {values[metric]} on the validation images; "
+                "choose another score"
+            )
         scores[variant] = values[metric]
     return max(candidates, key=lambda variant: scores[variant])
+
+
+def explain_choice(validation: Mapping[str, Mapping[str, float]], candidates: list[str], metric: str) -> str:
+    """By what `select_variant` chose, in percent: "attention_iou on validation images: gain 12.1, gain_ext 44.0"."""
+    values = ", ".join(f"{variant} {100 * validation[variant][metric]:.1f}" for variant in candidates)
+    return f"{metric} on validation images: {values}"
 
 
 def flat_scores(groups: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

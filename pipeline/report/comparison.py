@@ -16,7 +16,7 @@ from pipeline.evaluation.passes import Scoring
 from pipeline.evaluation.snapshots import panel_samples
 from pipeline.model.fcn8s import FCN8s
 from pipeline.model.weights import load_weights
-from pipeline.report.held_out import held_out_data, read_held_out_sets
+from pipeline.report.held_out import held_out_data, read_held_out_sets, read_set
 from pipeline.report.model_scores import ModelScores, ScoreOptions, score_model
 from pipeline.training.devices import choose_device, make_deterministic
 
@@ -55,7 +55,8 @@ def compare(params: Params, space: Workspace, progress: Progress) -> Comparison:
         warn(doubt)
     class_names = read_class_names(space.data)
     sets = read_held_out_sets(space, cache_images=params.resources.cache_images)
-    data, options = held_out_data(sets, class_names, params.evaluate), score_options(params)
+    validation = read_set(space, "val", cache_images=params.resources.cache_images)
+    data, options = held_out_data(validation, sets, class_names, params.evaluate), score_options(params)
     samples = panel_samples(sets["test"], class_names, params.evaluate.num_panels)
     comparison = Comparison({}, {}, sets, class_names, samples)
     weights = space.compared_models(params.variants)

@@ -33,9 +33,12 @@ def read_set(space: Workspace, split: str, *, cache_images: bool = False) -> Seg
 
 
 def held_out_data(
-    sets: Mapping[str, SegmentationDataset], class_names: tuple[str, ...], options: Evaluate
+    validation: SegmentationDataset,
+    sets: Mapping[str, SegmentationDataset],
+    class_names: tuple[str, ...],
+    options: Evaluate,
 ) -> HeldOutData:
-    """The sets of `read_held_out_sets` in batches of `options.batch_size`."""
+    """The validation set and the sets of `read_held_out_sets` in batches of `options.batch_size`."""
 
     def batches(dataset: SegmentationDataset) -> DataLoader[Sample]:
         return evaluation_loader(dataset, batch_size=options.batch_size, num_workers=0)
@@ -43,6 +46,7 @@ def held_out_data(
     grounds = [row.contexts for row in sets["context_without_object"].rows] if "context_without_object" in sets else []
     return HeldOutData(
         class_names,
+        batches(validation),
         batches(sets["test"]),
         {split: batches(sets[split]) for split in COUNTERFACTUAL_SPLITS if split in sets},
         torch.tensor([[float(name in ground) for name in class_names] for ground in grounds]),

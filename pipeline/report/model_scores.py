@@ -17,7 +17,7 @@ from pipeline.evaluation.metrics import (
     classification_metrics,
     segmentation_metrics,
 )
-from pipeline.evaluation.passes import Evaluation, Scoring, evaluate
+from pipeline.evaluation.passes import Evaluation, Scoring, evaluate, validation_scores
 from pipeline.model.fcn8s import FCN8s
 from pipeline.report.bootstrap import resample_weights
 from pipeline.report.context_bias import Predictions, context_bias_groups, context_bias_metrics
@@ -33,6 +33,7 @@ class HeldOutData:
     """What every model is scored on, in batches; C classes."""
 
     class_names: Sequence[str]  # C
+    validation: Iterable[Sample]
     test: Iterable[Sample]
     counterfactual: Mapping[str, Iterable[Sample]]  # by split of COUNTERFACTUAL_SPLITS; empty for a data set without
     context_labels: Tensor  # (M', C) multi-hot, the classes whose ground each image of context_without_object shows
@@ -62,6 +63,7 @@ class ScoreOptions:
 class ModelScores:
     """What `score_model` says of one model."""
 
+    validation: dict[str, float]  # of validation images, to choose by; all below is of test images
     replicates: Replicates
     class_rows: list[dict[str, object]]  # one per class, estimates
     confusion: Tensor  # (C + 1, C + 1) int64 over the test split, rows = truth
@@ -80,6 +82,7 @@ def score_model(model: FCN8s, data: HeldOutData, options: ScoreOptions, device: 
 
     Context bias needs counterfactual data, deletion and insertion at least one image to score them on.
     """
+    validation = validation_scores(evaluate(model, data.validation, device, options.scoring))
     result = evaluate(model, data.test, device, options.scoring)
     weights = options.weights("test", len(result.class_probs))
     replicates = {
@@ -93,7 +96,7 @@ def score_model(model: FCN8s, data: HeldOutData, options: ScoreOptions, device: 
         replicates["context_bias"] = context_bias_metrics(groups)
     replicates["attention"] |= _score_faithfulness(model, data, options, device)
     confusion = result.confusions.sum(dim=0)
-    return ModelScores(replicates, _class_rows(data.class_names, confusion, result, groups), confusion)
+    return ModelScores(validation, replicates, _class_rows(data.class_names, confusion, result, groups), confusion)
 
 
 def _score_context_bias(

@@ -1,4 +1,4 @@
-"""The scores of all models as files: metrics.json, tables, replicates and report.md."""
+"""The scores of all models as files: metrics.json, validation.json, tables, replicates and report.md."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,9 +15,14 @@ T = TypeVar("T")
 
 
 def write_scores(folder: Path, scores: Mapping[str, ModelScores]) -> None:
-    """metrics.json, report.md, tables/*.csv and replicates/MODEL.safetensors in `folder`, from model to its scores."""
+    """metrics.json, validation.json, report.md, tables/*.csv and replicates/MODEL.safetensors in `folder`.
+
+    Args:
+        scores: of each model. Only validation.json is of validation images: from model to score to value.
+    """
     metrics = {name: of_model.estimates for name, of_model in scores.items()}
     write_json(folder / "metrics.json", metrics)
+    write_json(folder / "validation.json", {name: of_model.validation for name, of_model in scores.items()})
     write_text(folder / "report.md", f"# Results\n\n{results_table(metrics)}\n\n![panels](pictures/comparison.png)\n")
     per_class = [{"model": name, **row} for name, of_model in scores.items() for row in of_model.class_rows]
     write_csv(folder / "tables" / "per_class.csv", per_class)

@@ -6,7 +6,7 @@ from small_scores import CPU, SCORING, split
 
 from pipeline.data.samples import Sample
 from pipeline.evaluation.metrics import SIZES
-from pipeline.evaluation.passes import evaluate, validation_row
+from pipeline.evaluation.passes import evaluate, validation_scores
 
 
 @pytest.mark.parametrize("size", [1, 3, 8])
@@ -38,17 +38,15 @@ def test_images_may_come_from_the_middle_of_a_data_set(sighted_model, test_set):
     assert attention["image_index"].tolist() == [0, 1, 1, 3, 3, 3]
 
 
-def test_validation_row_holds_what_was_asked_for(sighted_model, test_set):
-    row = validation_row(evaluate(sighted_model, test_set, CPU, SCORING))
-    assert {"val/mean_iou", "val/macro_f1", "val/attention_iou", "val/dead_map_rate"} <= set(row)
+def test_validation_scores_are_what_was_asked_for(sighted_model, test_set):
+    row = validation_scores(evaluate(sighted_model, test_set, CPU, SCORING))
+    assert {"mean_iou", "macro_f1", "attention_iou", "dead_map_rate"} <= set(row)
     assert not [name for name in row if name.endswith(SIZES)]
     assert all(type(value) is float and 0 <= value <= 1 for value in row.values())
-    without = validation_row(evaluate(sighted_model, test_set, CPU, SCORING, attention=False))
-    assert set(without) == {
-        f"val/{n}" for n in ("pixel_accuracy", "mean_accuracy", "mean_iou", "frequency_weighted_iou")
-    }
+    without = validation_scores(evaluate(sighted_model, test_set, CPU, SCORING, attention=False))
+    assert set(without) == {f"{n}" for n in ("pixel_accuracy", "mean_accuracy", "mean_iou", "frequency_weighted_iou")}
     assert without.items() <= row.items()
-    blind = validation_row(evaluate(sighted_model, test_set, CPU, SCORING, segmentation=False))
+    blind = validation_scores(evaluate(sighted_model, test_set, CPU, SCORING, segmentation=False))
     assert set(blind) == set(row) - set(without)
 
 

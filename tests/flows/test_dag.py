@@ -59,6 +59,20 @@ def test_every_model_is_scored(repro):
     assert {"attention_iou", "energy_pointing_game", "pointing_game", "dead_map_rate"} <= groups["attention"]
     assert {"object_without_context", "context_without_object", "overall", "worst_group"} == groups["context_bias"]
     assert "macro_f1" in groups["classification"]
+    validation = json.loads((repro / "reports/evaluate/validation.json").read_text())
+    assert list(validation) == list(metrics)
+    for name, scores in validation.items():
+        last = json.loads((repro / f"reports/finetune/{name}/summary.json").read_text()) if name != "pretrained" else {}
+        assert {score: last.get(f"val/{score}", value) for score, value in scores.items()} == pytest.approx(scores)
+
+
+def test_challenger_is_chosen_on_validation_images(repro):
+    validation = json.loads((repro / "reports/evaluate/validation.json").read_text())
+    best = max(("gain", "gain_ext"), key=lambda name: validation[name]["attention_iou"])
+    challenger = json.loads((repro / "reports/register/challenger.json").read_text())
+    assert challenger["variant"] == best
+    assert challenger["chosen_by"].startswith("attention_iou on validation images: gain ")
+    assert challenger["chosen_by"] in (repro / "reports/register/model_card.md").read_text()
 
 
 def test_reports_hold_curves_tables_and_panels(repro):

@@ -89,12 +89,16 @@ def test_scores_are_a_table_with_the_best_candidate_and_links_to_the_runs(tmp_pa
     folder.mkdir(parents=True)
     metrics = {name: {"segmentation": {"mean_iou": value, "pixel_accuracy": 0.5}} for name, value in SCORES.items()}
     (folder / "metrics.json").write_text(json.dumps(metrics))
+    # In another order than on the test images.
+    on_validation = {"pretrained": 0.8, "control": 0.9, "gain": 0.2, "gain_ext": 0.3}
+    validation = {name: {"mean_iou": value} for name, value in on_validation.items()}
+    (folder / "validation.json").write_text(json.dumps(validation))
     found = begin(tmp_path, "evaluate")
     with found.published():
         found.starts()
         found.finished("evaluate", Completed())
-    assert [(row["model"], row["best"], row["mean_iou"]) for row in artifacts["scores"]] == [
-        (name, name == "gain", value) for name, value in SCORES.items()
+    assert [(row["model"], row["best"], row["val/mean_iou"], row["mean_iou"]) for row in artifacts["scores"]] == [
+        (name, name == "gain_ext", on_validation[name], value) for name, value in SCORES.items()
     ]
     summary = artifacts["summary"]
     assert "\n| model | mean IoU | pixel acc. |\n" in summary

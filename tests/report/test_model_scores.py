@@ -7,10 +7,10 @@ import pytest
 import torch
 from small_scores import CPU, SCORING, split
 
-from pipeline.base.scores import SCORES
+from pipeline.base.scores import SCORES, TEST_ONLY, score_names
 from pipeline.data.samples import Sample
 from pipeline.evaluation.metrics import SIZE_SCORES, SIZES, class_iou
-from pipeline.evaluation.passes import evaluate, validation_row
+from pipeline.evaluation.passes import evaluate, validation_scores
 from pipeline.gain.attention import attention_to_image, class_attention, normalise_attention
 from pipeline.report.bootstrap import interval
 from pipeline.report.faithfulness import deletion_and_insertion, evaluate_faithfulness
@@ -23,9 +23,10 @@ OPTIONS = ScoreOptions(SCORING, deletion_steps=3, num_replicates=20, seed=0)
 
 @pytest.fixture
 def held_out(test_set) -> HeldOutData:
-    """The test set also stands in for the counterfactual ones; no image for deletion and insertion."""
+    """The test set also stands in for the others, its first batch for validation; none for deletion and insertion."""
     return HeldOutData(
         class_names=NAMES,
+        validation=test_set[:1],
         test=test_set,
         counterfactual={"object_without_context": test_set, "context_without_object": test_set[:1]},
         context_labels=torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]),
@@ -40,13 +41,15 @@ def test_scores_of_a_model_are_estimates_and_their_resamples(sighted_model, test
         assert (values.dtype, values.shape) == (torch.float64, (21,))
     assert {f"{name}_{size}" for name in SIZE_SCORES for size in SIZES} <= set(scores.replicates["attention"])
     assert not {"deletion_auc", "insertion_auc"} & set(scores.replicates["attention"])
-    flat = {f"val/{n}": v for group in scores.estimates.values() for n, v in group.items()}
+    flat = {n: v for group in scores.estimates.values() for n, v in group.items()}
     result = evaluate(sighted_model, test_set, CPU, SCORING)
-    row = validation_row(result)
-    assert {name: flat[name] for name in row} == pytest.approx(row)
+    expected = validation_scores(result)
+    assert {name: flat[name] for name in expected} == pytest.approx(expected)
+    assert set(expected) == set(score_names()) - set(TEST_ONLY)
+    assert scores.validation == validation_scores(evaluate(sighted_model, test_set[:1], CPU, SCORING)) != expected
     assert torch.equal(scores.confusion, result.confusions.sum(dim=0))
     low, high = interval(scores.replicates["segmentation"]["pixel_accuracy"])
-    assert low < flat["val/pixel_accuracy"] < high
+    assert low < flat["pixel_accuracy"] < high
 
 
 def test_scores_are_those_that_params_may_name(sighted_model, test_set, held_out):
