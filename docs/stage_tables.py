@@ -27,6 +27,8 @@ NO_STAGE = {
 def parameter_table(dvc: Mapping[str, Any]) -> str:
     """Markdown: a section, or the one key of it that matters, and the stages whose results depend on it.
 
+    Stages that read a whole section depend on each of its keys.
+
     Args:
         dvc: dvc.yaml as it is written.
     """
@@ -36,7 +38,11 @@ def parameter_table(dvc: Mapping[str, Any]) -> str:
             if isinstance(entry, dict):
                 for key in entry.get(RESOLVED) or []:
                     readers.setdefault(key.replace("${item.variant}", "VARIANT"), []).append(name)
-    rows = [f"| `{key}` | {', '.join(f'`{name}`' for name in names)} |" for key, names in readers.items()]
+    rows = []
+    for key, names in readers.items():
+        of_section = readers.get(key.rpartition(".")[0], [])
+        stages = (f"`{name}`" for name in dvc["stages"] if name in names or name in of_section)
+        rows.append(f"| `{key}` | {', '.join(stages)} |")
     rows += [f"| `{key}` | {text} |" for key, text in NO_STAGE.items()]
     return "\n".join(["| key | stages |", "|---|---|", *sorted(rows)])
 
