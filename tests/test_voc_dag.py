@@ -126,7 +126,7 @@ def test_every_model_is_scored_on_every_pixel_at_native_resolution(repro):
     # A share of exactly the pixels that are not void; another number of pixels would leave a fraction.
     assert correct * (pixels - void) == pytest.approx(round(correct * (pixels - void)), abs=1e-6)
     assert list(metrics) == ["pretrained", "control", "gain", "gain_ext"]
-    assert set(metrics["gain_ext"]) == {"segmentation", "classification", "attention"}  # VOC tears nothing apart
+    assert set(metrics["gain_ext"]) == {"segmentation", "classification", "attention"}  # VOC has no counterfactual sets
     assert len({(row.height, row.width) for row in read_manifest(repro / "data/manifest.csv")}) > 10
     report = (repro / "reports/evaluate/report.md").read_text()
     assert "mean IoU" in report

@@ -78,7 +78,7 @@ def _data(download: Download) -> str:
     if isinstance(download, EmbeddedData):
         return (
             f"Drawings of {download.image_size} pixels in which an object stands on its habitual ground with "
-            f"probability {download.context_strength:g}; the counterfactual test sets tear the two apart."
+            f"probability {download.context_strength:g}; the counterfactual test sets separate the two."
         )
     if isinstance(download, Voc2012Data):
         return f"PASCAL VOC 2012, trained on {download.train_split}, tested on {download.test_split}, void left out."

@@ -1,6 +1,6 @@
 """Whether the classifier sees the object or its habitual ground: the paper's test with boats and water.
 
-Two counterfactual sets tear the two apart: objects on a ground that is not theirs, and grounds without their object.
+Two counterfactual sets separate the two: objects on a ground that is not theirs, and grounds without their object.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Predictions:
 
 
 def context_bias_groups(objects: Predictions, contexts: Predictions) -> dict[str, Tensor]:
-    """Per class, how often the classifier is right when object and context are torn apart.
+    """Per class, how often the classifier is right when object and context are separated.
 
     Args:
         objects: of objects on a foreign ground, labelled with their class; right when its probability is >= 0.5.
