@@ -67,13 +67,13 @@ def study_runs() -> str:
 
 
 def dataset_figure() -> Image.Image:
-    """One picture per class as in training, and the two ways in which the counterfactual sets tear it apart."""
+    """One picture per class as in training, and the two ways in which the test separates object and ground."""
     rows = read_manifest(REPOSITORY / "data" / "manifest.csv")
     names = voc.read_class_names(DATA)
     habitual = [_first(rows, "train", classes=(name,), contexts=(name,)) for name in names]
-    torn = [_first(rows, "object_without_context", classes=(name,)) for name in names]
+    moved = [_first(rows, "object_without_context", classes=(name,)) for name in names]
     bare = [_first(rows, "context_without_object", contexts=(name,)) for name in names]
-    return panel([habitual, torn, bare], names, ["training", "object without context", "context without object"])
+    return panel([habitual, moved, bare], names, ["training", "object without context", "context without object"])
 
 
 def _first(rows: list[ManifestRow], split: str, **wanted: tuple[str, ...]) -> Picture:
