@@ -21,7 +21,7 @@ sys.path.insert(0, str(REPOSITORY))  # docs/ is no package of the distribution
 from docs.stage_tables import ROOMS, parameter_table, room_table  # noqa: E402
 
 DVC = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())
-STUDY = yaml.safe_load((REPOSITORY / "study" / "dvc.yaml").read_text())
+STUDY = yaml.safe_load((REPOSITORY / "study" / "study.yaml").read_text())
 PARAMS = read_document(REPOSITORY / "params.yaml")
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 TEXTS = {str(page.relative_to(REPOSITORY)): page.read_text(encoding="utf-8") for page in PAGES}
@@ -83,7 +83,7 @@ def test_tree_names_every_room_and_every_stage():
 def test_study_page_shows_the_table_and_names_the_run_of_every_row():
     assert between_markers(committed("docs/study.md"), "study") == committed("study/results/table.md").strip()
     rows = [line for line in committed("docs/study-runs.md").splitlines() if re.match(r"\| \w+ \| \d \|", line)]
-    models = 1 + len(STUDY["stages"]["finetune"]["matrix"]["variant"])
+    models = 1 + len(STUDY["study"]["variants"])
     assert len({re.search(r"`([0-9a-f]{32})` \|$", row)[1] for row in rows}) == 3 * models
 
 

@@ -95,8 +95,8 @@ def test_study_runs_the_same_stages_in_a_folder_per_seed(stage):
     expected, found = DVC["stages"][stage], STUDY["stages"][stage]
     for key in ("deps", "params", "outs"):
         assert found[key] == [in_folder(entry) for entry in expected[key]]
-    asked = " --profile study --seed ${item.seed}" if stage == "configure" else ""
-    assert found["cmd"] == f"cd .. && {expected['cmd']}{asked} --folder study/seed${{item.seed}}"
+    asked = " --profile ${study.profile} --seed ${item.seed}" if stage == "configure" else ""
+    assert found["cmd"] == f"cd .. && {expected['cmd']}{asked} --folder ${{study.folder}}/seed${{item.seed}}"
 
 
 def test_study_is_a_project_of_its_own_over_the_same_code():

@@ -29,7 +29,7 @@ def check_matrix(params: Params, path: Path) -> None:
     if matrix is None:
         return
     place = f"{path}: finetune.matrix.variant"
-    listed = matrix.get("variant") if isinstance(matrix, dict) else None
+    listed = _looked_up(matrix.get("variant"), path) if isinstance(matrix, dict) else None
     if not isinstance(listed, list):
         raise PipelineError(f"{place}: expected the list of variants ({', '.join(params.variants)}), got {listed!r}")
     for name in [*listed, *params.variants]:
@@ -83,6 +83,20 @@ def read_stages(path: Path) -> dict[str, dict[str, Any]]:
     if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
         raise PipelineError(f"{path}: stages: expected a mapping of stages; restore the file, as with `git checkout`")
     return stages
+
+
+def _looked_up(entry: object, path: Path) -> object:
+    """An entry of the dvc.yaml at `path`: `${KEY}` stands for a value in one of the files that its `vars` name."""
+    reference = re.fullmatch(r"\$\{([\w.]+)\}", entry) if isinstance(entry, str) else None
+    if reference is None:
+        return entry
+    for name in read_document(path).get("vars") or []:
+        found: object = read_document(path.parent / name)
+        for key in reference[1].split("."):
+            found = found.get(key) if isinstance(found, dict) else None
+        if found is not None:
+            return found
+    return entry
 
 
 def _outputs(path: Path) -> Iterator[str]:

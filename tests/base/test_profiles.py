@@ -123,6 +123,19 @@ def test_matrix_of_dvc_lists_the_variants_of_the_profile(tmp_path, refused):
         assert problem in refused(check_matrix, params, path)
 
 
+def test_matrix_may_be_named_in_a_file_of_variables(tmp_path, refused):
+    params, path = load_params(REPOSITORY / "params.yaml"), tmp_path / "dvc.yaml"
+    stages = {"finetune": {"matrix": {"variant": "${study.variants}"}}}
+    path.write_text(yaml.safe_dump({"vars": ["study.yaml"], "stages": stages}))
+    listed = ["control", "gain", "gain_ext"]
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({"study": {"variants": listed}}))
+    check_matrix(params, path)
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({"study": {"variants": listed[:2]}}))
+    assert "variants has 'gain_ext' (profile embedded), " in refused(check_matrix, params, path)
+    path.write_text(yaml.safe_dump({"stages": stages}))
+    assert "expected the list of variants" in refused(check_matrix, params, path)
+
+
 def test_lock_gives_the_parameters_of_the_last_run(tmp_path):
     path = tmp_path / "dvc.lock"
     assert locked_document(path) is None
