@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 
 MOST_NAMED = 10  # files, classes or problems in one message
+LONGEST_QUOTED = 200  # characters, of what others say
 
 
 class PipelineError(Exception):
@@ -52,3 +53,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def without_credentials(text: str) -> str:
     """`text` with user and password taken out of every address in it, for messages, logs and artifacts."""
     return re.sub(r"(\w://)[^/\s@]+@", r"\1", text)
+
+
+def printable(text: str, length: int = LONGEST_QUOTED) -> str:
+    """What a server, a library or a file says, as part of a message: one line without control characters or escape
+    sequences of a terminal, of at most `length` characters.
+    """
+    plain = re.sub(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)", "", text)
+    line = " ".join("".join(character if character.isprintable() else " " for character in plain).split())
+    return line if len(line) <= length else f"{line[: length - 3]}..."

@@ -4,11 +4,38 @@ import csv
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+HEAD = 4096  # bytes of a file that tell a web page
+MARKUP = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|body|title|script|meta|!--)", re.IGNORECASE)
+XML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:\?xml|error)", re.IGNORECASE)
+LFS_POINTER = b"version https://git-lfs"
+
+
+def other_content(head: bytes) -> str | None:
+    """What stands in place of an archive or of weights, by its first bytes: a page, an answer, or a pointer of Git LFS;
+    None if none of these.
+    """
+    if MARKUP.match(head):
+        return "an HTML page"
+    if XML.match(head):
+        return "an answer in XML"
+    return "a pointer of Git LFS" if head.startswith(LFS_POINTER) else None
+
+
+def content_other_than_a_file(path: Path) -> str | None:
+    """The same for a file on disk.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return other_content(file.read(HEAD))
 
 
 @contextmanager

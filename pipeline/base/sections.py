@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.base.ranges import BatchSize, Channels, Count, Fraction, PositiveCount, PositiveFactor, Section, Weight
+from pipeline.base.remote_files import PUBLISHED_VGG16, RemoteFile
 
 Resizing = Annotated[float, Field(ge=0.05, le=20.0)]
 MOST_EPOCHS = 100_000
 Part = Literal["trunk", "decoder", "classifier"]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # of what becomes part of a file's name, an address or a stage of DVC
-CHECKSUM = r"^(md5:[0-9a-f]{32}|sha256:[0-9a-f]{64})$"
 LossName = Literal["segmentation", "classification", "attention_mining", "external_supervision"]
 
 
@@ -40,22 +40,6 @@ class Resources(Section):
     num_workers: Annotated[int, Field(ge=0, le=256)]
     cache_images: bool
     activation_checkpointing: bool
-
-
-class RemoteFile(Section):
-    """A file from elsewhere: where you have it, or which mirrors deliver it, in the order in which they are asked."""
-
-    path: str | None
-    mirrors: list[Annotated[str, Field(pattern=r"^https?://[^/\s]+/\S*$")]]
-    checksum: Annotated[str, Field(pattern=CHECKSUM)] | None
-
-    @model_validator(mode="after")
-    def _can_be_had_and_checked(self) -> "RemoteFile":
-        if self.path is None and not self.mirrors:
-            raise ValueError("name the path of the file, or mirrors to fetch it from")
-        if self.path is None and self.checksum is None:
-            raise ValueError("a file that is fetched needs a checksum, md5:HEX or sha256:HEX")
-        return self
 
 
 class EmbeddedData(Section):
@@ -174,7 +158,10 @@ class Training(Augmentation):
 
 
 class InitialWeights(Section):
-    """What pretraining starts from, or what replaces it (see model/imported.py)."""
+    """What pretraining starts from, or what replaces it (see model/imported.py).
+
+    With source `imagenet`, `file: null` is the file that torchvision publishes.
+    """
 
     source: Literal["random", "imagenet", "pytorch_fcn8s", "pytorch_fcn8s_atonce", "safetensors"]
     file: RemoteFile | None
@@ -184,11 +171,19 @@ class InitialWeights(Section):
         """What the file is called once it is here."""
         return f"{self.source}.safetensors" if self.source == "safetensors" else f"{self.source}.pth"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _imagenet_is_published(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("source") == "imagenet" and values.get("file", ...) is None:
+            return {**values, "file": dict(PUBLISHED_VGG16)}
+        return values
+
     @model_validator(mode="after")
     def _file_fits_the_source(self) -> "InitialWeights":
         if (self.source == "random") != (self.file is None):
             raise ValueError(
-                "file says where imported weights come from; it is null with source: random, and only then"
+                "file says where imported weights come from; it is null with source: random, and with source: imagenet "
+                "for torchvision's own"
             )
         return self
 

@@ -10,18 +10,20 @@ from pipeline.base.dvc_files import check_matrix, dvc_project
 from pipeline.base.errors import PipelineError, without_credentials
 from pipeline.base.outside import located, outside_files
 from pipeline.base.profile import Params
-from pipeline.base.sections import FolderData, RemoteFile, Voc2012Data
+from pipeline.base.remote_files import RemoteFile
+from pipeline.base.sections import FolderData, Voc2012Data
 from pipeline.base.workspace import Workspace
 from pipeline.cli.estimates import disk_bytes, evaluation_bytes, largest_image, training_bytes
 from pipeline.cli.trained import trained, trainings
 from pipeline.data import voc
 from pipeline.datasets.embedded import CLASS_NAMES
 from pipeline.datasets.fetch import CACHE, cached_path, check_file
+from pipeline.datasets.mirrors import problem_at_mirror
 from pipeline.datasets.sbd import SBD_ARCHIVE
 from pipeline.datasets.voc2012 import VOC2012_ARCHIVE, VOC_CLASSES
 from pipeline.flows.services import default_remote
 from pipeline.tracking.address import unusable_server, unusable_tracking
-from pipeline.tracking.server import problem_at, problem_with, tracking_uri
+from pipeline.tracking.server import problem_with, tracking_uri
 from pipeline.training.devices import Device, choose_device
 
 GIGABYTE = 1e9
@@ -143,30 +145,34 @@ def _named(subject: str, entry: tuple[str, str], file: RemoteFile, folder: Path)
         path = located(*entry, Workspace(folder))
     except PipelineError as error:
         return Finding("fail", subject, str(error))
-    if file.checksum is None:
-        return Finding("ok", subject, f"{path}, unchecked")
-    return _checked(subject, path, file.checksum, "correct the path in params.yaml, or set the checksum to null")
+    return _checked(subject, path, file.checksums, "correct the path in params.yaml, or set the checksum to null")
 
 
 def _mirrored(subject: str, name: str, file: RemoteFile) -> Finding:
-    assert file.checksum is not None  # `RemoteFile` demands one of what is fetched
-    path = cached_path(CACHE, name, file.checksum)
-    if path.exists():
-        return _checked(subject, path, file.checksum, "delete it, and `dvc repro download` fetches it again")
+    assert file.max_gigabytes is not None  # `RemoteFile` demands it of what is fetched
+    places = {checksum: cached_path(CACHE, name, checksum) for checksum in file.checksums}
+    for checksum, path in places.items():
+        if path.exists():
+            accepted = {checksum: file.checksums[checksum]}
+            return _checked(subject, path, accepted, "delete it, and `dvc repro download` fetches it again")
     reasons = []
     for url in file.mirrors:
-        if (problem := problem_at(url)) is None:
-            return Finding("ok", subject, f"{url} answers; `dvc repro download` fetches it")
-        reasons.append(f"{url}: {problem}")
-    return Finding("fail", subject, f"no mirror answers ({'; '.join(reasons)}); download it by hand to {path}")
+        if (problem := problem_at_mirror(url, int(file.max_gigabytes * GIGABYTE))) is None:
+            return Finding("ok", subject, f"{without_credentials(url)} answers; `dvc repro download` fetches it")
+        reasons.append(f"{without_credentials(url)}: {problem}")
+    by_hand = next(iter(places.values()))
+    return Finding("fail", subject, f"no mirror delivers it ({'; '.join(reasons)}); download it by hand to {by_hand}")
 
 
-def _checked(subject: str, path: Path, checksum: str, remedy: str) -> Finding:
+def _checked(subject: str, path: Path, checksums: dict[str, str], remedy: str) -> Finding:
     try:
-        check_file(path, checksum, remedy)
+        found = check_file(path, checksums, remedy)
     except PipelineError as error:
         return Finding("fail", subject, str(error))
-    return Finding("ok", subject, f"{path}, intact")
+    if not checksums:
+        return Finding("ok", subject, f"{path}, unchecked")
+    version = f", the version {checksums[found]!r}" if checksums[found] else ""
+    return Finding("ok", subject, f"{path}, intact{version}")
 
 
 def _weights(params: Params, folder: Path) -> Finding:

@@ -2,91 +2,74 @@
 
 import hashlib
 import shutil
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-from pipeline.base.errors import PipelineError, warn, without_credentials
-from pipeline.base.files import atomic_file
-from pipeline.base.sections import RemoteFile
+from pipeline.base.errors import PipelineError
+from pipeline.base.files import content_other_than_a_file
+from pipeline.base.remote_files import RemoteFile
+from pipeline.datasets.mirrors import GIGABYTE, download
 
 CACHE = Path(".downloads")  # downloads are kept here for the next time that a stage runs
-TRIES = 2  # per mirror
-CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0  # without an answer before a mirror counts as dead
-SLOWEST = 20_000.0  # bytes per second on average; a slower mirror is given up for the next one
-PATIENCE_SECONDS = 60.0  # before the average counts
-CHUNK = 4096  # bytes; the speed is checked after each
 MARGIN = 1.05  # required free disk space, as a multiple of the size
 
 
-class _MirrorError(Exception):
-    """Why a mirror did not deliver; `final` where another try would not help."""
-
-    def __init__(self, reason: str, *, final: bool = False) -> None:
-        super().__init__(reason)
-        self.final = final
-
-
-def obtain(file: RemoteFile, name: str, size: int | None = None) -> Path:
+def obtain(file: RemoteFile, name: str) -> Path:
     """A file that params.yaml describes: at the path that it names, else from a mirror and kept in CACHE as `name`.
 
-    Args:
-        size: in bytes, where it is known; the disk must have room for a download.
+    Where several checksums are accepted, it says the name of the one that the file has.
 
     Raises:
-        PipelineError: it is missing, its checksum differs, or no mirror delivers it.
+        PipelineError: it is missing, it is a web page, its checksum is none of those, or no mirror delivers it.
     """
     if file.path is None:
-        assert file.checksum is not None  # RemoteFile requires it
-        path = cached_path(CACHE, name, file.checksum)
-        return fetch(file.mirrors, path, checksum=file.checksum, size=size)
-    path = Path(file.path).expanduser()
-    if not path.is_file():
-        raise PipelineError(f"{path}: missing; correct the path in params.yaml, or set it to null to fetch the file")
-    if file.checksum is not None:
+        assert file.max_gigabytes is not None  # RemoteFile requires it
+        places = {checksum: cached_path(CACHE, name, checksum) for checksum in file.checksums}
+        path, found = fetch(file.mirrors, places, max_bytes=int(file.max_gigabytes * GIGABYTE))
+    else:
+        path = Path(file.path).expanduser()
+        if not path.is_file():
+            raise PipelineError(
+                f"{path}: missing; correct the path in params.yaml, or set it to null to fetch the file"
+            )
         remedy = "correct the path in params.yaml, or set the checksum to null to skip this check"
-        check_file(path, file.checksum, remedy)
+        found = check_file(path, file.checksums, remedy)
+    if version := file.checksums.get(found):
+        print(f"{path}: the version {version!r}, by its checksum", flush=True)
     return path
 
 
-def fetch(mirrors: Sequence[str], path: Path, *, checksum: str, size: int | None = None) -> Path:
-    """`path`, downloaded from the first of `mirrors` that delivers; left alone if it is there and intact.
-
-    The bytes arrive under a temporary name in the folder of `path` and are moved there once their checksum is right, so
-    that a file of that name is always whole. HTTP and HTTPS; redirects are followed.
+def fetch(mirrors: Sequence[str], places: Mapping[str, Path], *, max_bytes: int) -> tuple[Path, str]:
+    """A file from the first of `mirrors` that delivers it, and its checksum; left alone if it is there and intact.
 
     Args:
-        checksum: "md5:HEX" or "sha256:HEX".
-        size: in bytes, where it is known; the disk must have room for it.
+        places: where the file is kept, for each checksum that it may have, "md5:HEX" or "sha256:HEX".
+        max_bytes: what a mirror may send; the disk must have room for it.
 
     Raises:
-        PipelineError: a damaged file stands at `path`, the disk has no room, or no mirror delivered; the message has
+        PipelineError: a damaged file stands at its place, the disk has no room, or no mirror delivered; the message has
             one reason per mirror.
         OSError: the file cannot be written, for example on a full disk.
     """
-    if path.exists():
-        check_file(path, checksum, "delete it to fetch it again")
-        return path
+    for checksum, path in places.items():
+        if path.exists():
+            check_file(path, [checksum], "delete it to fetch it again")
+            return path, checksum
+    first = next(iter(places.values()))
     if not mirrors:
         raise PipelineError(
-            f"{path}: missing, and no mirror to fetch it from; name one in params.yaml, or add the file"
+            f"{first}: missing, and no mirror to fetch it from; name one in params.yaml, or add the file"
         )
-    if size is not None:
-        check_free_space(path.parent, size, f"fetching {path.name}")
+    check_free_space(first.parent, max_bytes, f"fetching {first.name}")
     reasons = []
     for url in mirrors:
-        reason = _try_mirror(url, path, checksum)
-        if reason is None:
-            return path
+        found, reason = download(url, places, max_bytes)
+        if found is not None:
+            return places[found], found
         reasons.append(reason)
     raise PipelineError(
-        f"{path.name}: no mirror delivered it ({'; '.join(reasons)}); try again later, name another mirror in "
-        f"params.yaml, or download it by hand to {path}"
+        f"{first.name}: no mirror delivered it ({'; '.join(reasons)}); try again later, name another mirror in "
+        f"params.yaml, or download it by hand to {first}"
     )
 
 
@@ -95,22 +78,35 @@ def cached_path(cache: Path, name: str, checksum: str) -> Path:
     return cache / checksum.rpartition(":")[2][:8] / name
 
 
-def check_file(path: Path, checksum: str, remedy: str) -> None:
-    """Compare a file with its checksum, "md5:HEX" or "sha256:HEX".
+def check_file(path: Path, checksums: Collection[str], remedy: str) -> str:
+    """Look at a file, and compare it with the checksums that it may have, "md5:HEX" or "sha256:HEX".
+
+    Returns:
+        The checksum that it has; "" if `checksums` is empty.
 
     Raises:
-        PipelineError: they differ, or the file cannot be read. The message ends with `remedy`.
+        PipelineError: it has none of them, it is a web page, or it cannot be read. The message ends with `remedy`.
     """
-    algorithm, expected = checksum.split(":")
+    found = {}
     try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, algorithm).hexdigest()
+        if (content := content_other_than_a_file(path)) is not None:
+            raise PipelineError(f"{path}: {content}, not the file: save what the page leads to; {remedy}")
+        for algorithm in dict.fromkeys(checksum.split(":")[0] for checksum in checksums):
+            with path.open("rb") as file:
+                found[algorithm] = f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
     except FileNotFoundError:
         raise PipelineError(f"{path}: missing; {remedy}") from None
     except OSError as error:
         raise PipelineError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
-    if found != expected:
-        raise PipelineError(f"{path}: damaged or another file ({algorithm} {found}, expected {expected}); {remedy}")
+    if not checksums:
+        return ""
+    for checksum in checksums:
+        if checksum in found.values():
+            return checksum
+    raise PipelineError(
+        f"{path}: damaged or another file (it has {' and '.join(found.values())}, expected {' or '.join(checksums)}); "
+        f"{remedy}"
+    )
 
 
 def check_free_space(folder: Path, size: int, purpose: str) -> None:
@@ -135,80 +131,3 @@ def copy_into(folder: Path, source: Path) -> None:
     """
     check_free_space(folder, source.stat().st_size, f"copying {source.name}")
     shutil.copyfile(source, folder / source.name)
-
-
-def _try_mirror(url: str, path: Path, checksum: str) -> str | None:
-    """Download `path`; the reason, without credentials, if that failed as often as it may."""
-    reason = ""
-    for tries_left in reversed(range(TRIES)):
-        try:
-            _download(url, path, checksum)
-        except _MirrorError as error:
-            reason = without_credentials(f"{url}: {error}")
-            if error.final or not tries_left:
-                break
-            warn(f"{reason}; trying again")
-        else:
-            return None
-    warn(reason)
-    return reason
-
-
-def _download(url: str, path: Path, checksum: str) -> None:
-    import requests  # half a second that is not needed where the file is there
-
-    timeout = (CONNECT_SECONDS, READ_SECONDS)
-    headers = {"Accept-Encoding": "identity"}  # compressed on the fly, Content-Length would not be the file's size
-    try:
-        with atomic_file(path) as partial, requests.get(url, stream=True, timeout=timeout, headers=headers) as answer:
-            answer.raise_for_status()
-            total = int(answer.headers.get("Content-Length", 0)) or None
-            with partial.open("wb") as file, _progress(path.name, total) as advance:
-                found = _receive(answer.iter_content(CHUNK), file.write, advance, checksum.split(":")[0])
-            if found != checksum:
-                raise _MirrorError("other bytes than expected: wrong checksum")
-    except (requests.RequestException, ValueError) as error:  # a ValueError is of an address that cannot be read
-        raise _failure(error) from error
-
-
-def _receive(
-    chunks: Iterator[bytes], write: Callable[[bytes], object], advance: Callable[[int], None], algorithm: str
-) -> str:
-    """Write all `chunks`; their checksum, ALGORITHM:HEX. A mirror that is too slow is a _MirrorError."""
-    digest, received, started = hashlib.new(algorithm), 0, time.monotonic()
-    for chunk in chunks:
-        write(chunk)
-        digest.update(chunk)
-        advance(len(chunk))
-        received += len(chunk)
-        elapsed = time.monotonic() - started
-        if elapsed > PATIENCE_SECONDS and received < SLOWEST * elapsed:
-            raise _MirrorError(f"too slow, {received / elapsed:.0f} bytes a second", final=True)
-    return f"{algorithm}:{digest.hexdigest()}"
-
-
-@contextmanager
-def _progress(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Yields a function that adds received bytes to a progress bar, where standard output is a terminal."""
-    if not sys.stdout.isatty():
-        yield lambda _: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console()) as progress:
-        task = progress.add_task(f"fetching {name}", total=total)
-        yield lambda size: progress.advance(task, size)
-
-
-def _failure(error: Exception) -> _MirrorError:
-    from requests import exceptions
-
-    if isinstance(error, exceptions.HTTPError) and error.response is not None:
-        status = error.response.status_code
-        return _MirrorError(f"HTTP {status} {error.response.reason}".strip(), final=status < 500)
-    if isinstance(error, exceptions.ChunkedEncodingError):
-        return _MirrorError("the connection broke before the end of the file")
-    if isinstance(error, exceptions.Timeout) or "timed out" in str(error):
-        return _MirrorError("no answer in time")
-    if isinstance(error, exceptions.ConnectionError):
-        return _MirrorError("no connection")
-    return _MirrorError(" ".join(str(error).split())[:200])

@@ -11,7 +11,7 @@ from pipeline.data.images import save_mask
 from pipeline.datasets.archives import unpack
 from pipeline.datasets.parallel import parallel_map
 
-SBD_ARCHIVE, SBD_BYTES = "benchmark.tgz", 1_420_000_000
+SBD_ARCHIVE = "benchmark.tgz"
 SBD_FOLDER = "benchmark_RELEASE/dataset"
 
 

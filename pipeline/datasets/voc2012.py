@@ -26,7 +26,7 @@ VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-VOC2012_ARCHIVE, VOC2012_BYTES = "VOCtrainval_11-May-2012.tar", 2_000_000_000
+VOC2012_ARCHIVE = "VOCtrainval_11-May-2012.tar"
 VOC2012_FOLDER = "VOCdevkit/VOC2012"
 PARTS = ("JPEGImages", "SegmentationClass", "Annotations", "ImageSets/Segmentation")
 
@@ -44,10 +44,10 @@ def obtain_archives(options: Voc2012Data) -> Archives:
     Raises:
         PipelineError: see `obtain`.
     """
-    archive = obtain(options.archive, VOC2012_ARCHIVE, VOC2012_BYTES)
+    archive = obtain(options.archive, VOC2012_ARCHIVE)
     if options.sbd is None or options.train_split != "trainaug":
         return Archives(archive)
-    return Archives(archive, obtain(options.sbd, sbd.SBD_ARCHIVE, sbd.SBD_BYTES))
+    return Archives(archive, obtain(options.sbd, sbd.SBD_ARCHIVE))
 
 
 def place_voc2012(

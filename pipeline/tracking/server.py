@@ -40,13 +40,9 @@ def problem_with(url: str) -> str | None:
     Args:
         url: base address of an MLflow server or of Prefect's API; both answer below it under /health.
     """
-    return problem_at(f"{url.rstrip('/')}/health")
-
-
-def problem_at(address: str) -> str | None:
-    """Why an HTTP address does not answer, in a few words without credentials; None if it does."""
     import requests
 
+    address = f"{url.rstrip('/')}/health"
     try:
         with requests.get(address, timeout=ANSWER_SECONDS, stream=True) as response:
             return None if response.ok else f"HTTP {response.status_code}"

@@ -245,7 +245,12 @@ FOLDER = {"source": "folder", "path": "/data/mine", "ignore_index": 255}
         ("download.archive.mirors", [], "download.archive: unknown key 'mirors'; did you mean 'mirrors'?"),
         ("download.archive", {"path": None, "mirrors": [], "checksum": None}, "name the path of the file, or mirrors"),
         ("download.archive.checksum", None, "a file that is fetched needs a checksum"),
-        ("download.archive.checksum", "md5:12", "download.archive.checksum: String should match pattern"),
+        ("download.archive.checksum", "md5:12", "download.archive.checksum: a checksum is md5: and 32, or sha256: and"),
+        ("download.archive.checksum", {}, "download.archive.checksum: a checksum is md5: and 32"),
+        ("download.archive.checksum", {"new": "md5:12"}, "download.archive.checksum: a checksum is md5: and 32"),
+        ("download.archive.checksum", {"a\nb": f"md5:{'0' * 32}"}, "of several, each has a name"),
+        ("download.archive.max_gigabytes", ABSENT, "a file that is fetched needs max_gigabytes"),
+        ("download.archive.max_gigabytes", 0.0, "download.archive.max_gigabytes: Input should be greater than 0"),
         ("download.train_split", "trainval", "download.train_split: Input should be 'train' or 'trainaug'"),
         ("download.num_val", 7, "num_val is the number of training images that validate"),
         ("download.test_split", "val", "num_val is the number of training images that validate"),
@@ -263,6 +268,21 @@ def test_sources_that_make_no_sense_are_refused(tmp_path, refused, key, value, m
     refusal = refused(load_params, path)
     assert refusal.startswith(f"{path}: profiles.voc2012")
     assert message in refusal
+
+
+def test_imagenet_without_a_file_is_the_one_that_torchvision_publishes(tmp_path):
+    from torchvision.models import VGG16_Weights
+
+    changes = {"profiles.voc2012.pretrain.num_epochs": 1}
+    changes["profiles.voc2012.pretrain.weights"] = {"source": "imagenet", "file": None}
+    file = load_params(written(tmp_path, changes, "voc2012")).pretrain.weights.file
+    published = VGG16_Weights.IMAGENET1K_V1
+    assert file.mirrors == [published.url]
+    assert file.path is None
+    prefix = published.url.removesuffix(".pth").rpartition("-")[2]  # as torch.hub has it
+    assert file.checksum.startswith(f"sha256:{prefix}")
+    size = published.meta["_file_size"] * 2**20
+    assert size < file.max_gigabytes * 1e9 < 1.2 * size
 
 
 def test_trainaug_needs_the_archive_of_sbd(tmp_path, refused):

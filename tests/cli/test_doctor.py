@@ -19,7 +19,7 @@ import pipeline.cli.doctor
 import pipeline.flows.services
 import pipeline.tracking.server
 from pipeline.base.params import load_params
-from pipeline.base.sections import RemoteFile
+from pipeline.base.remote_files import RemoteFile
 from pipeline.cli.doctor import examine
 from pipeline.training.devices import Device
 
@@ -43,7 +43,7 @@ def diagnose(tmp_path, monkeypatch):
 
 @pytest.fixture
 def health() -> Iterator[str]:
-    """A server that passes its health check below /good, has /file, says 500 elsewhere, is silent below /silent."""
+    """A server that passes its health check below /good, has /file and /page, is silent below /silent, else 500."""
     stopping = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
@@ -51,8 +51,9 @@ def health() -> Iterator[str]:
             if self.path.startswith("/silent"):
                 stopping.wait(60)
                 return
-            self.send_response(200 if self.path in ("/good/health", "/file") else 500)
+            self.send_response(200 if self.path in ("/good/health", "/file", "/page") else 500)
             self.end_headers()
+            self.wfile.write(b"<!doctype html>" if self.path == "/page" else b"")
 
         def log_message(self, *_: object) -> None:
             pass
@@ -137,7 +138,8 @@ def test_local_and_fetched_files_are_checked(health, tmp_path):
     right, wrong = f"md5:{hashlib.md5(b'x').hexdigest()}", f"md5:{'0' * 32}"
 
     def finding(**values: object):
-        file, folder = RemoteFile(**{"mirrors": [], "checksum": None, **values}), tmp_path / "project"
+        file = RemoteFile(**{"mirrors": [], "checksum": None, "max_gigabytes": 0.1, **values})
+        folder = tmp_path / "project"
         if file.path is None:
             return pipeline.cli.doctor._mirrored("weights", "w.pth", file)
         return pipeline.cli.doctor._named("weights", ("pretrain.weights.file.path", file.path), file, folder)
@@ -151,10 +153,16 @@ def test_local_and_fetched_files_are_checked(health, tmp_path):
         url = f"http://127.0.0.1:{free.getsockname()[1]}/w.pth"
         found = finding(path=None, mirrors=[url], checksum=right)
     assert found.verdict == "fail"
-    assert f"no mirror answers ({url}: " in found.text
+    assert f"no mirror delivers it ({url}: no connection)" in found.text
     assert "download it by hand to" in found.text
     found = finding(path=None, mirrors=[f"{health}/missing", f"{health}/file"], checksum=right)
     assert found == ("ok", "weights", f"{health}/file answers; `dvc repro download` fetches it")
+    found = finding(path=None, mirrors=[f"{health}/page"], checksum=right)
+    assert found.verdict == "fail"
+    assert f"no mirror delivers it ({health}/page: an HTML page instead of the file: it has moved" in found.text
+    assert finding(path=path, checksum={"new": wrong, "old": right}).text == f"{path}, intact, the version 'old'"
+    (tmp_path / "w.pth").write_bytes(b"<html>")
+    assert f"{path}: an HTML page, not the file" in finding(path=path).text
 
 
 def test_incomplete_data_names_the_first_file_and_how_many(diagnose, tmp_path):

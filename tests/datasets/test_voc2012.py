@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from small_archives import voc2012_ids, write_sbd, write_voc2012
 
-from pipeline.base.sections import RemoteFile, Voc2012Data
+from pipeline.base.remote_files import RemoteFile
+from pipeline.base.sections import Voc2012Data
 from pipeline.data import voc
 from pipeline.data.images import decode_mask
 from pipeline.data.manifest import build_manifest
