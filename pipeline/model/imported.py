@@ -1,10 +1,9 @@
 """Weights from elsewhere as a network of this project: VGG16 of torchvision, FCN8s of pytorch-fcn, or our own files.
 
 Each kind of weights has a description of what it was trained with, which comes along with the tensors or refuses a
-network that differs: that Caffe's weights want BGR need not be remembered. Pickled code is never executed.
+network that differs: that Caffe's weights want BGR need not be remembered.
 """
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.base.errors import PipelineError
+from pipeline.base.errors import PipelineError, warn
 from pipeline.base.sections import Architecture
 from pipeline.model.fcn8s import FCN8s
+from pipeline.model.foreign_files import read_checkpoint
 from pipeline.model.trunk import VGG16_BLOCKS, InputSpace
 from pipeline.model.weights import build_model, check_tensors, load_weights
 
-# What model.* of params.yaml must say for the weights to mean what they meant.
-TRAINED_WITH: dict[str, dict[str, Any]] = {
+# What model.* of params.yaml must say for the weights to mean what they meant: of the trunk, and of the decoder.
+TRUNK_TRAINED_WITH: dict[str, dict[str, Any]] = {
     "random": {},
     "imagenet": {"batch_norm": False},
-    "pytorch_fcn8s": {"batch_norm": False, "padding": 100, "skip_scales": (1.0, 1.0)},
-    "pytorch_fcn8s_atonce": {"batch_norm": False, "padding": 100, "skip_scales": (0.01, 0.0001)},
+    "pytorch_fcn8s": {"batch_norm": False},
+    "pytorch_fcn8s_atonce": {"batch_norm": False},
+}
+AT_ONCE = (0.01, 0.0001)
+DECODER_TRAINED_WITH: dict[str, dict[str, Any]] = {
+    "imagenet": {},
+    "pytorch_fcn8s": {"padding": 100, "skip_scales": (1.0, 1.0)},
+    "pytorch_fcn8s_atonce": {"padding": 100, "skip_scales": AT_ONCE},
 }
 INPUT_SPACES: dict[str, InputSpace] = {
     "random": "imagenet_rgb",
@@ -34,71 +40,92 @@ INPUT_SPACES: dict[str, InputSpace] = {
 
 
 def initial_model(
-    source: str, path: Path | None, architecture: Architecture, class_names: tuple[str, ...], *, seed: int
+    source: str,
+    path: Path | None,
+    architecture: Architecture,
+    class_names: tuple[str, ...],
+    *,
+    seed: int,
+    segments: bool = False,
 ) -> FCN8s:
     """The network that pretraining starts from.
 
+    Where fc6 and fc7 are not in the file, or of another width than `architecture` has, the trunk alone is imported, and
+    one line says what is random.
+
     Args:
         source: `random`; `imagenet`, torchvision's VGG16: trunk, fc6 and fc7, everything else random; `pytorch_fcn8s`
-            or `pytorch_fcn8s_atonce`, checkpoints of wkentaro/pytorch-fcn: trunk and decoder, the classifier random;
-            or `safetensors`, a network of this project.
+            or `pytorch_fcn8s_atonce`, Caffe's names as wkentaro/pytorch-fcn has them: trunk and decoder, the classifier
+            random; or `safetensors`, a network of this project.
         path: the file; None for random.
         class_names: foreground classes of the data.
         seed: of what stays random.
+        segments: it must segment as it is, since no epoch of pretraining follows.
 
     Raises:
-        PipelineError: the file is missing or damaged, a tensor of it is missing, unknown or of another shape, or the
-            network that params.yaml describes is not the one that the weights were trained in.
+        PipelineError: the file is missing or damaged, a tensor of it is missing, unknown, of another shape or not
+            finite, or the network that params.yaml describes is not the one that the weights were trained in.
     """
     if source == "safetensors":
         assert path is not None
         return _own_model(path, architecture, class_names)
-    for key, value in TRAINED_WITH[source].items():
-        if (found := getattr(architecture, key)) != value:
-            shown = list(value) if isinstance(value, tuple) else value
-            raise PipelineError(
-                f"params.yaml: model.{key} is {found!r}, but weights of source {source} were trained with {shown!r}; "
-                "set it to that"
-            )
+    _check_architecture(source, architecture, TRUNK_TRAINED_WITH[source])
     model = build_model(architecture, class_names, seed=seed, input_space=INPUT_SPACES[source])
     if path is None:
         return model
     tensors = read_checkpoint(path)
     renamed = _from_vgg16(tensors, model) if source == "imagenet" else _from_pytorch_fcn(tensors)
     state = model.state_dict()
-    imported = ("trunk.", "decoder.") if source != "imagenet" else ("trunk.", "decoder.fc6.", "decoder.fc7.")
+    imported: tuple[str, ...] = (
+        ("trunk.", "decoder.fc6.", "decoder.fc7.") if source == "imagenet" else ("trunk.", "decoder.")
+    )
+    if (reason := _unusable_decoder(renamed, state)) is None:
+        _check_architecture(source, architecture, DECODER_TRAINED_WITH[source])
+    else:
+        imported, renamed = ("trunk.",), {name: t for name, t in renamed.items() if not name.startswith("decoder.")}
     check_tensors(path, {name: tensor for name, tensor in state.items() if name.startswith(imported)}, renamed)
+    if (broken := next((name for name, t in renamed.items() if not torch.isfinite(t).all()), None)) is not None:
+        raise PipelineError(f"{path}: {broken} holds values that are not finite; take another file")
+    if reason is not None:
+        _say_what_is_random(path, reason, source, architecture, segments=segments)
     model.load_state_dict({**state, **renamed})
     return model
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .pth file by name: a state dict, or a training checkpoint that holds one.
+def _check_architecture(source: str, architecture: Architecture, trained_with: Mapping[str, Any]) -> None:
+    for key, value in trained_with.items():
+        if (found := getattr(architecture, key)) != value:
+            shown = list(value) if isinstance(value, tuple) else value
+            raise PipelineError(
+                f"params.yaml: model.{key} is {found!r}, but weights of source {source} were trained with {shown!r}; "
+                "set it to that"
+            )
 
-    Raises:
-        PipelineError: the file is missing, damaged, holds objects other than tensors and numbers, or no state dict.
-    """
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise PipelineError(f"{path}: weights missing; run `dvc repro download`, which fetches them") from None
-    except pickle.UnpicklingError as error:
-        # With weights_only, torch refuses whatever would have to be executed.
-        reason = str(error).split("\n")[0]
+
+def _unusable_decoder(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+    """Why fc6 and fc7 of a file, and what is trained on them, cannot be used; None if they can."""
+    for layer in ("fc6", "fc7"):
+        name = f"decoder.{layer}.weight"
+        if name not in found:
+            return f"the file has no {layer}"
+        if (channels := next(iter(found[name].shape), 0)) != (wanted := len(expected[name])):
+            return f"{layer} has {channels} channels, and model.fc_channels of params.yaml is {wanted}"
+    return None
+
+
+def _say_what_is_random(path: Path, reason: str, source: str, architecture: Architecture, *, segments: bool) -> None:
+    random = "fc6, fc7 and all scores" if source == "imagenet" else "the whole decoder"
+    if segments:
         raise PipelineError(
-            f"{path}: not read, since it holds more than tensors ({reason}); export its state dict"
-        ) from None
-    except Exception as error:  # torch has one for every kind of damage
-        reason = str(error).split("\n")[0]
-        raise PipelineError(f"{path}: not a readable checkpoint ({reason}); fetch it again") from error
-    for key in ("model_state_dict", "state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise PipelineError(
-            f"{path}: holds no state dict (names and tensors); export one with torch.save(model.state_dict())"
+            f"{path}: {reason}, so the trunk alone can be taken, which cannot segment; set pretrain.num_epochs of "
+            "params.yaml to at least 1"
         )
-    return dict(content)
+    print(f"{path}: the trunk alone is taken ({reason}); {random} start at random", flush=True)
+    if INPUT_SPACES[source] == "caffe_bgr" and architecture.skip_scales != AT_ONCE:
+        warn(
+            f"params.yaml: model.skip_scales is {list(architecture.skip_scales)}, but activations of weights from "
+            f"Caffe are in the hundreds: a decoder that starts at random learns on them with {list(AT_ONCE)}"
+        )
 
 
 def _from_pytorch_fcn(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -109,9 +136,12 @@ def _from_pytorch_fcn(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _from_vgg16(tensors: Mapping[str, Tensor], model: FCN8s) -> dict[str, Tensor]:
     """torchvision numbers its layers; fc6 is a matrix over the 7 x 7 cells of pool5, here a convolution of them."""
     names, number = {}, 0
+    features = (
+        "features." if any(name.startswith("features.") for name in tensors) else ""
+    )  # saved as a whole, or alone
     for block, (num_convs, _) in enumerate(VGG16_BLOCKS, start=1):
         for conv in range(1, num_convs + 1):
-            names[f"features.{number}"] = f"trunk.conv{block}_{conv}"
+            names[f"{features}{number}"] = f"trunk.conv{block}_{conv}"
             number += 2  # convolution and ReLU
         number += 1  # pool
     names |= {"classifier.0": "decoder.fc6", "classifier.3": "decoder.fc7"}

@@ -125,7 +125,8 @@ def _model(params: Params, space: Workspace, stage: str, class_names: tuple[str,
     found = next(iter(sorted(space.initial_weights.glob("*"))), None) if source != "random" else None
     if source != "random" and found is None:
         raise PipelineError(f"{space.initial_weights}: holds no weights; run `dvc repro download`")
-    return initial_model(source, found, params.model, class_names, seed=params.seed), found
+    segments = params.pretrain.num_epochs == 0
+    return initial_model(source, found, params.model, class_names, seed=params.seed, segments=segments), found
 
 
 def _fabric(params: Params, device: Device) -> Fabric:

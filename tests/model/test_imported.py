@@ -1,6 +1,5 @@
-"""Foreign weights in this network: same answers as in their own, and nothing else than tensors is ever read."""
+"""Foreign weights in this network: same answers as in their own, and what is not in the file is said to be random."""
 
-import os
 from collections.abc import Callable
 
 import pytest
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from pipeline.data.samples import normalise
 from pipeline.datasets.voc2012 import VOC_CLASSES
-from pipeline.model.imported import initial_model, read_checkpoint
+from pipeline.model.imported import initial_model
 from pipeline.model.weights import save_weights
 
 SLIM = architecture_section(fc_channels=12, head_bias=False, batch_norm=False, padding=100, dropout=0.5)
@@ -85,14 +84,6 @@ def test_padding_or_colours_of_another_convention_would_not_agree(checkpoint):
         assert float((logits - wrong).abs().max() / wrong.abs().max()) > 0.01
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"epoch": 3, "model_state_dict": s}])
-@pytest.mark.parametrize("zipped", [True, False])
-def test_state_dicts_and_checkpoints_of_both_file_formats_are_read(checkpoint, wrap, zipped):
-    state = pytorch_fcn_state()
-    tensors = read_checkpoint(checkpoint(wrap(state), _use_new_zipfile_serialization=zipped))
-    assert tensors.keys() == state.keys()
-
-
 def test_imported_description_travels_with_the_weights(checkpoint, tmp_path):
     model = initial_model("pytorch_fcn8s", checkpoint(pytorch_fcn_state()), SLIM, VOC_CLASSES, seed=0).eval()
     save_weights(tmp_path / "ours.safetensors", model, VOC_CLASSES)
@@ -142,40 +133,65 @@ def test_other_classes_than_the_weights_are_refused(checkpoint, refused):
         ("imagenet", {"batch_norm": True}, "model.batch_norm is True"),
     ],
 )
-def test_network_other_than_the_weights_own_is_refused(tmp_path, refused, source, changes, problem):
-    assert problem in refused(
-        initial_model, source, tmp_path / "w.pth", SLIM.model_copy(update=changes), VOC_CLASSES, seed=0
-    )
+def test_network_other_than_the_weights_own_is_refused(checkpoint, refused, source, changes, problem):
+    path = checkpoint(pytorch_fcn_state())
+    assert problem in refused(initial_model, source, path, SLIM.model_copy(update=changes), VOC_CLASSES, seed=0)
 
 
-class Harmful:
-    """Unpickling it would make a file."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return os.system, (f"touch {self.path}",)
+def trunk_alone(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state.items() if name.startswith("conv")}
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-def test_pickled_code_is_not_executed(checkpoint, tmp_path, refused, zipped):
-    path = checkpoint(
-        {"a": torch.zeros(1), "b": Harmful(str(tmp_path / "made"))}, _use_new_zipfile_serialization=zipped
-    )
-    assert "not read, since it holds more than tensors" in refused(read_checkpoint, path)
-    assert not (tmp_path / "made").exists()
+@pytest.mark.parametrize(
+    ("kept", "changes", "said"),
+    [
+        (trunk_alone, {}, "the trunk alone is taken (the file has no fc6); the whole decoder start"),
+        (dict, {"fc_channels": 24}, "(fc6 has 12 channels, and model.fc_channels of params.yaml is 24); the whole dec"),
+    ],
+)
+@pytest.mark.parametrize("padding", [1, 100])
+def test_trunk_from_caffe_is_enough(checkpoint, capsys, kept, changes, said, padding):
+    """With any padding, any number of classes and skip scales of another kind: the decoder is trained anew."""
+    state = pytorch_fcn_state()
+    architecture = ATONCE.model_copy(update={"padding": padding, **changes})
+    model = initial_model("pytorch_fcn8s", checkpoint(kept(state)), architecture, ("cat", "dog"), seed=3)
+    assert torch.equal(model.trunk.conv5_3.weight, state["conv5_3.weight"])
+    assert model.trunk.input_space == "caffe_bgr"
+    untouched = initial_model("random", None, architecture, ("cat", "dog"), seed=3)
+    for name, tensor in untouched.decoder.state_dict().items():
+        assert torch.equal(model.decoder.state_dict()[name], tensor), name
+    output = capsys.readouterr()
+    assert said in output.out
+    assert output.out.count("\n") == 1
+    assert output.err == ""
 
 
-@pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04 cut"])
-def test_damaged_checkpoint_is_named(tmp_path, refused, content):
-    (tmp_path / "w.pth").write_bytes(content)
-    assert str(tmp_path / "w.pth") in refused(read_checkpoint, tmp_path / "w.pth")
+def test_decoder_at_random_on_activations_of_caffe_is_warned_of(checkpoint, capsys):
+    path = checkpoint(trunk_alone(pytorch_fcn_state()))
+    initial_model("pytorch_fcn8s", path, SLIM, VOC_CLASSES, seed=0)
+    assert "model.skip_scales is [1.0, 1.0], but activations of weights from Caffe" in capsys.readouterr().err
 
 
-def test_missing_checkpoint_and_one_without_tensors_are_named(checkpoint, tmp_path, refused):
-    assert "run `dvc repro download`" in refused(read_checkpoint, tmp_path / "none.pth")
-    assert "holds no state dict" in refused(read_checkpoint, checkpoint({"epoch": 3}))
+def test_trunk_alone_cannot_segment_as_it_is(checkpoint, refused):
+    path = checkpoint(trunk_alone(pytorch_fcn_state()))
+    message = refused(initial_model, "pytorch_fcn8s", path, SLIM, VOC_CLASSES, seed=0, segments=True)
+    assert message.startswith(f"{path}: the file has no fc6, so the trunk alone")
+    assert "set pretrain.num_epochs of params.yaml to at least 1" in message
+
+
+def test_trunk_that_lacks_a_layer_is_refused(checkpoint, refused):
+    state = trunk_alone(pytorch_fcn_state())
+    del state["conv4_2.bias"]
+    message = refused(initial_model, "pytorch_fcn8s", checkpoint(state), ATONCE, VOC_CLASSES, seed=0)
+    assert "trunk.conv4_2.bias is missing" in message
+
+
+def test_values_that_are_not_finite_are_refused(checkpoint, refused):
+    """As torchvision's IMAGENET1K_FEATURES has them, in the layers that it does not have."""
+    state = slim_vgg16().state_dict()
+    state["classifier.0.weight"].fill_(float("nan"))
+    message = refused(initial_model, "imagenet", checkpoint(state), SLIM, ("cat",), seed=0)
+    assert "decoder.fc6.weight holds values that are not finite" in message
 
 
 # ---- torchvision's VGG16 ---------------------------------------------------------------------------------------------
@@ -209,6 +225,25 @@ def test_vgg16_of_another_width_is_refused(checkpoint, refused):
     path = checkpoint(slim_vgg16().state_dict())
     message = refused(initial_model, "imagenet", path, SLIM.model_copy(update={"width": 0.125}), ("cat",), seed=0)
     assert "trunk.conv1_1.weight has shape (4, 3, 3, 3), expected (8, 3, 3, 3)" in message
+
+
+@pytest.mark.parametrize("alone", ["features.", ""])
+def test_convolutions_of_vgg16_are_enough(checkpoint, capsys, alone):
+    """Saved with their module's name, or from that module."""
+    vgg = slim_vgg16()
+    state = {f"{alone}{name}": tensor for name, tensor in vgg.features.state_dict().items()}
+    model = initial_model("imagenet", checkpoint(state), SLIM, ("cat",), seed=0)
+    assert torch.equal(model.trunk.conv5_3.weight, vgg.features[28].weight)
+    assert "(the file has no fc6); fc6, fc7 and all scores start at random" in capsys.readouterr().out
+
+
+def test_fc6_of_another_width_is_left_at_random(checkpoint, capsys):
+    vgg, architecture = slim_vgg16(), SLIM.model_copy(update={"fc_channels": 20})
+    model = initial_model("imagenet", checkpoint(vgg.state_dict()), architecture, ("cat",), seed=0)
+    assert torch.equal(model.trunk.conv1_1.weight, vgg.features[0].weight)
+    untouched = initial_model("random", None, architecture, ("cat",), seed=0)
+    assert torch.equal(model.decoder.fc6.weight, untouched.decoder.fc6.weight)
+    assert "fc6 has 12 channels, and model.fc_channels of params.yaml is 20" in capsys.readouterr().out
 
 
 # ---- our own ---------------------------------------------------------------------------------------------------------
