@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
-from pipeline.base.params import Document, place_of, resolve
+from pipeline.base.params import Document, lineage, place_of, resolve
 
 _ABSENT = object()
 
@@ -24,7 +24,10 @@ def explained(key: str, document: Document) -> str:
     """Why a change of `key` is unused, and what to change instead, as half a sentence."""
     name = document["profile"]
     if key.startswith("profiles."):
-        return f"the chosen profile is {name}"
+        _, profile, inner = (*key.split(".", 2), "")[:3]
+        if profile not in lineage(document) or not inner:
+            return f"the chosen profile is {name}"
+        key = inner
     return f"profile {name} says otherwise; change {place_of(document, key)}"
 
 

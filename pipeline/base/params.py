@@ -14,6 +14,7 @@ from pipeline.base.profile import Params
 
 PARAMS = Path("params.yaml")
 TOP_LEVEL = ("profile", "seed", "profiles")
+LIKE = "like"  # in a profile: the profile that it builds on
 SECTIONS = tuple(field.alias or name for name, field in Params.model_fields.items() if name not in TOP_LEVEL)
 Document = Mapping[str, Any]  # params.yaml as it is written
 FLOAT = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$")
@@ -70,8 +71,8 @@ def read_document(path: Path) -> dict[str, Any]:
 def resolve(document: Document, path: Path = PARAMS) -> dict[str, Any]:
     """The sections of the profile that `document` names, with what it does otherwise, and `profile` and `seed`.
 
-    A profile replaces key by key within a section; a section of another `source` whole; and a variant that it sets to
-    null is left out.
+    A profile replaces key by key within a section, what the profile that it is `like` makes of it, else what the top of
+    the file says; a section of another `source` whole; and a variant that it sets to null is left out.
 
     Raises:
         PipelineError: there is no such profile, or one of its sections or a top-level key is unknown.
@@ -81,25 +82,51 @@ def resolve(document: Document, path: Path = PARAMS) -> dict[str, Any]:
     if not isinstance(profiles, dict) or not isinstance(name, str) or name not in profiles:
         known = list(map(str, profiles)) if isinstance(profiles, dict) else []
         raise PipelineError(f"{path}: profile: {name!r} is not under profiles; {did_you_mean(str(name), known)}")
-    chosen = profiles[name] if profiles[name] is not None else {}
-    if not isinstance(chosen, dict):
-        raise PipelineError(f"{path}: profiles.{name}: expected a mapping of sections, got {chosen!r}")
-    _check_keys(chosen, SECTIONS, path, f"profiles.{name}: ")
     sections = {key: value for key, value in document.items() if key != "profiles"}
-    for section, changed in chosen.items():
-        sections[section] = _merged(sections.get(section), changed)
+    for profile in reversed(lineage(document)):
+        chosen = profiles[profile] if profiles[profile] is not None else {}
+        if not isinstance(chosen, dict):
+            raise PipelineError(f"{path}: profiles.{profile}: expected a mapping of sections, got {chosen!r}")
+        _check_keys(chosen, (LIKE, *SECTIONS), path, f"profiles.{profile}: ")
+        _check_like(profile, chosen, profiles, path)
+        for section, changed in chosen.items():
+            if section != LIKE:
+                sections[section] = _merged(sections.get(section), changed)
     if isinstance(sections.get("variants"), dict):
         sections["variants"] = {key: value for key, value in sections["variants"].items() if value is not None}
     return sections
 
 
+def lineage(document: Document) -> list[str]:
+    """The profile that `document` names, the one that it is `like`, and so on; each once."""
+    profiles, names = document.get("profiles") or {}, [document["profile"]]
+    while True:
+        chosen = profiles.get(names[-1])
+        like = chosen.get(LIKE) if isinstance(chosen, dict) else None
+        if not isinstance(like, str) or like not in profiles or like in names:
+            return names
+        names.append(like)
+
+
 def place_of(document: Document, key: str) -> str:
-    """Where a user changes `key` of the resolved parameters: under the profile if that says it, else at the top."""
-    parts, name = key.split("."), document.get("profile")
-    chosen = (document.get("profiles") or {}).get(name) or {}
-    changed = chosen.get(parts[0])
-    says = isinstance(changed, dict) and (len(parts) == 1 or parts[1] in changed or "source" in changed)
-    return f"profiles.{name}.{key}" if says else key
+    """Where a user changes `key` of the resolved parameters: under the profile if that, or one that it builds on, says
+    it, else at the top.
+    """
+    parts = key.split(".")
+    for name in lineage(document):
+        changed = ((document.get("profiles") or {}).get(name) or {}).get(parts[0])
+        if isinstance(changed, dict) and (len(parts) == 1 or parts[1] in changed or "source" in changed):
+            return f"profiles.{name}.{key}"
+    return key
+
+
+def _check_like(name: str, chosen: Mapping[str, Any], profiles: Mapping[str, Any], path: Path) -> None:
+    like = chosen.get(LIKE)
+    if LIKE in chosen and (not isinstance(like, str) or like not in profiles):
+        hint = did_you_mean(str(like), [str(known) for known in profiles if known != name])
+        raise PipelineError(f"{path}: profiles.{name}.like: {like!r} is not under profiles; {hint}")
+    if like is not None and name in lineage({"profile": like, "profiles": profiles}):
+        raise PipelineError(f"{path}: profiles.{name}.like: {like} builds on {name} itself; name another profile")
 
 
 def _merged(before: Any, changed: Any) -> Any:

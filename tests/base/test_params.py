@@ -7,7 +7,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from pipeline.base.params import SECTIONS, load_params
+from pipeline.base.params import SECTIONS, lineage, load_params
+from pipeline.base.remote_files import PUBLISHED_VGG16
 
 COMMITTED = Path(__file__).parents[2] / "params.yaml"
 DOCUMENT = yaml.safe_load(COMMITTED.read_text(encoding="utf-8"))
@@ -19,7 +20,7 @@ FREE_FORM = ("learning_rate_scales", "variants", "pixel_labels", "not_below")
 def written(folder: Path, changes: dict[str, Any], profile: str = "embedded") -> Path:
     """The committed parameters, with one profile, after setting (or taking away) values by their dotted keys."""
     document = json.loads(json.dumps({**DOCUMENT, "profile": profile}))  # a copy in which profiles share no list
-    document["profiles"] = {profile: document["profiles"][profile]}
+    document["profiles"] = {name: document["profiles"][name] for name in reversed(lineage(document))}
     for dotted, value in changes.items():
         *parents, key = dotted.split(".")
         place = document
@@ -53,12 +54,17 @@ def test_every_committed_profile_loads_with_the_values_of_the_file(tmp_path, pro
     params = load_params(written(tmp_path, {}, profile))
     assert (params.profile, params.seed) == (profile, DOCUMENT["seed"])
     found = json.loads(params.model_dump_json(by_alias=True, exclude_unset=True))
-    said = DOCUMENT["profiles"][profile]
     for name in SECTIONS:
-        changed, before = said.get(name, {}), DOCUMENT[name]
-        other_source = changed.get("source", before.get("source")) != before.get("source")
-        expected = changed if other_source else {**before, **changed}
-        assert found[name] == {key: value for key, value in expected.items() if value is not None or name != "variants"}
+        expected = DOCUMENT[name]
+        for like in reversed(lineage({**DOCUMENT, "profile": profile})):
+            changed = DOCUMENT["profiles"][like].get(name, {})
+            other_source = changed.get("source", expected.get("source")) != expected.get("source")
+            expected = changed if other_source else {**expected, **changed}
+        expected = {key: value for key, value in expected.items() if value is not None or name != "variants"}
+        if name == "pretrain" and expected["weights"]["source"] == "imagenet":
+            assert expected["weights"]["file"] is None
+            expected = {**expected, "weights": {"source": "imagenet", "file": PUBLISHED_VGG16}}
+        assert found[name] == expected
 
 
 def test_committed_file_loads_as_it_is():

@@ -50,6 +50,65 @@ def test_variant_set_to_null_is_left_out_and_a_new_one_comes_last():
     assert list(found["variants"]) == ["control", "gain_ext", "mine"]
 
 
+def test_profile_that_is_like_another_builds_on_it():
+    """Key by key on what the other makes of the sections, through any number of profiles."""
+    profiles = {
+        "a": {"pretrain": {"num_epochs": 1, "batch_size": 4}, "download": OWN["download"], "variants": {"gain": None}},
+        "b": {"like": "a", "pretrain": {"batch_size": 2}},
+        "c": {"like": "b", "download": {"path": "other"}, "variants": {"gain_ext": None}},
+    }
+    found = resolve(document(profile="c", profiles=profiles))
+    assert found["pretrain"] == {**DOCUMENT["pretrain"], "num_epochs": 1, "batch_size": 2}
+    assert found["download"] == {**OWN["download"], "path": "other"}
+    assert list(found["variants"]) == ["control"]
+    assert "like" not in found
+
+
+def test_place_and_unused_changes_follow_what_a_profile_is_like():
+    before, after = document(profile="voc2012-imagenet"), document(profile="voc2012-imagenet")
+    assert place_of(after, "model.padding") == "profiles.voc2012-imagenet.model.padding"
+    assert place_of(after, "pretrain.batch_size") == "profiles.voc2012.pretrain.batch_size"
+    assert place_of(after, "classify.batch_size") == "classify.batch_size"
+    after["profiles"]["voc2012"]["model"]["padding"] = 1
+    after["profiles"]["voc2012"]["pretrain"]["batch_size"] = 32
+    after["profiles"]["voc2012-atonce"]["model"]["padding"] = 1
+    assert unused_changes(before, after) == ["profiles.voc2012.model.padding", "profiles.voc2012-atonce.model.padding"]
+    said = explained("profiles.voc2012.model.padding", after)
+    assert said == "profile voc2012-imagenet says otherwise; change profiles.voc2012-imagenet.model.padding"
+    assert explained("profiles.voc2012-atonce.model.padding", after) == "the chosen profile is voc2012-imagenet"
+
+
+@pytest.mark.parametrize(
+    ("profiles", "problem"),
+    [
+        ({"p": {"like": "q"}}, "profiles.p.like: 'q' is not under profiles; known: none"),
+        ({"p": {"like": "smok"}, "smoke": {}}, "profiles.p.like: 'smok' is not under profiles; did you mean 'smoke'?"),
+        ({"p": {"like": None}}, "profiles.p.like: None is not under profiles"),
+        ({"p": {"like": ["p"]}}, "profiles.p.like: ['p'] is not under profiles"),
+        ({"p": {"like": "p"}}, "profiles.p.like: p builds on p itself; name another profile"),
+        ({"p": {"like": "q"}, "q": {"like": "p"}}, "profiles.q.like: p builds on q itself"),
+        ({"p": {"like": "q"}, "q": [1]}, "profiles.q: expected a mapping of sections, got [1]"),
+        ({"p": {"like": "q"}, "q": {"pretran": {}}}, "profiles.q: unknown key 'pretran'; did you mean 'pretrain'?"),
+        ({"p": {"like": "q"}, "q": {"seed": 1}}, "profiles.q: unknown key 'seed'"),
+        ({"p": {"like": "q"}, "q": {"model": {"width": 9.0}}}, "profiles.q.model.width: Input should be less than"),
+    ],
+)
+def test_like_that_names_no_profile_is_refused(tmp_path, refused, profiles, problem):
+    assert problem in refused(load_params, written(tmp_path, document(profile="p", profiles=profiles)))
+
+
+def test_voc2012_from_imagenet_differs_in_what_its_start_asks_for():
+    from_caffe, from_imagenet = (
+        load_params(REPOSITORY / "params.yaml", profile=name) for name in ("voc2012", "voc2012-imagenet")
+    )
+    assert from_imagenet.pretrain.weights.source == "imagenet"
+    assert from_imagenet.pretrain.num_epochs > 0
+    assert from_imagenet.download.test_split == from_caffe.download.test_split  # so that the two can be compared
+    files = [from_imagenet.download.archive, from_imagenet.download.sbd, from_imagenet.pretrain.weights.file]
+    assert all(file.path is None and file.mirrors and file.checksum for file in files)  # none by hand
+    assert from_imagenet.doubts == []
+
+
 def test_resolved_file_reads_as_the_profile_that_it_came_from(tmp_path):
     params = load_params(REPOSITORY / "params.yaml", profile="smoke", seed=3)
     path = written(tmp_path, params.model_dump(mode="json", by_alias=True))
