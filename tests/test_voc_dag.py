@@ -13,15 +13,18 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from checkouts import checkout, dvc, dvc_checkout, gain, one_line, set_params, stage, tracking_database
-from small_archives import pytorch_fcn_state, slim_vgg16, voc2012_ids, write_voc2012
+from PIL import Image
+from small_archives import pytorch_fcn_state, slim_vgg16, voc2012_ids, write_sbd, write_voc2012
 
+import pipeline.base.sections
 from pipeline.data import voc
 from pipeline.data.manifest import read_manifest
 from pipeline.datasets.archives import unpack
-from pipeline.datasets.voc2012 import VOC_CLASSES
+from pipeline.datasets.voc2012 import VOC2012_FOLDER, VOC_CLASSES
 from pipeline.model.weights import load_weights
 
 pytestmark = pytest.mark.system
@@ -46,18 +49,32 @@ SMALL = {
     ".evaluate.num_deletion_images": 2,
     ".evaluate.deletion_steps": 2,
 }
+FROM_IMAGENET = {".pretrain.num_epochs": 1, ".pretrain.batch_size": 4, ".pretrain.crop_size": 48}
+SBD_ONLY = [f"2008_{900000 + i}" for i in range(4)]
 STAGES = (
     ["configure"], ["download"], ["prepare"], ["pretrain"], ["classify"],
     ["finetune", "control"], ["finetune", "gain"], ["finetune", "gain_ext"], ["evaluate"], ["register"],
 )  # fmt: skip
 
 
+def masks_of_sbd(archive: Path) -> dict[str, np.ndarray]:
+    """A mask for each image that VOC2012 does not segment."""
+    masks = {}
+    with tarfile.open(archive) as tar:
+        for number, image_id in enumerate(SBD_ONLY, start=1):
+            with Image.open(tar.extractfile(f"{VOC2012_FOLDER}/JPEGImages/{image_id}.jpg")) as image:
+                masks[image_id] = np.full((image.height, image.width), number, np.uint8)
+    return masks
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory) -> Iterator[SimpleNamespace]:
     """A server with the two files, what params.yaml must say of them, and the paths asked of it."""
     folder = tmp_path_factory.mktemp("served")
-    archive = write_voc2012(folder / "voc.tar", *voc2012_ids(24, 12))
+    archive = write_voc2012(folder / "voc.tar", *voc2012_ids(24, 12), others=SBD_ONLY)
+    write_sbd(folder / "benchmark.tgz", masks_of_sbd(archive), SBD_ONLY, [])
     torch.save(pytorch_fcn_state(), folder / "fcn8s_from_caffe.pth")
+    torch.save(slim_vgg16().state_dict(), folder / "vgg16.pth")
     requests: list[str] = []
 
     class Handler(SimpleHTTPRequestHandler):
@@ -73,13 +90,17 @@ def served(tmp_path_factory) -> Iterator[SimpleNamespace]:
     def remote(path: Path) -> dict[str, object]:
         checksum = f"md5:{hashlib.md5(path.read_bytes()).hexdigest()}"
         mirrors = [f"{url}/gone/{path.name}", f"{url}/{path.name}"]
-        return {"path": None, "mirrors": mirrors, "checksum": checksum}
+        return {"path": None, "mirrors": mirrors, "checksum": checksum, "max_gigabytes": 0.1}
 
     weights = remote(folder / "fcn8s_from_caffe.pth")
+    weights["checksum"] = {"today's": f"sha256:{'0' * 64}", "of 2018": weights["checksum"]}
+    sbd = {".download.sbd": remote(folder / "benchmark.tgz")}
     yield SimpleNamespace(
         requests=requests,
         archive=archive,
+        vgg16=remote(folder / "vgg16.pth"),
         changes={**SMALL, ".download.archive": remote(archive), ".pretrain.weights.file": weights},
+        from_imagenet={**SMALL, **FROM_IMAGENET, ".download.archive": remote(archive), **sbd},
     )
     server.shutdown()
     thread.join()
@@ -144,9 +165,45 @@ def test_second_repro_asks_no_server(repro, served):
     result = dvc(repro, "repro")
     assert result.returncode == 0
     assert "Running stage" not in result.stdout + result.stderr
-    assert stage(repro, "download").returncode == 0
+    again = stage(repro, "download")
+    assert again.returncode == 0
+    assert "pytorch_fcn8s.pth: the version 'of 2018', by its checksum" in again.stdout
     assert len(served.requests) == asked
     assert (repro / "data/weights/pytorch_fcn8s.pth").exists()
+
+
+def test_from_imagenet_to_scores_without_a_file_by_hand(served, tmp_path, monkeypatch):
+    """Profile voc2012-imagenet, its weights `file: null`, torchvision's address on loopback; then without a network."""
+    monkeypatch.setattr(pipeline.base.sections, "PUBLISHED_VGG16", served.vgg16)
+    folder = checkout(tmp_path / "repo", "voc2012-imagenet", **served.from_imagenet)
+    tracking_database(folder / "mlflow.db")
+    online = gain(folder, "doctor")
+    assert failures(online.stdout) == []
+    for name in ("voc.tar", "benchmark.tgz", "vgg16.pth"):
+        assert f"{name} answers; `dvc repro download` fetches it" in online.stdout
+    for name, *arguments in STAGES[:-1]:
+        result = stage(folder, name, *arguments)
+        assert result.returncode == 0, result.stdout + result.stderr
+    metrics = json.loads((folder / "reports/evaluate/metrics.json").read_text())
+    assert list(metrics) == ["pretrained", "control", "gain", "gain_ext"]
+    assert set(SBD_ONLY) < set(voc.read_split(folder / "data/voc", "train"))
+    model, _ = load_weights(folder / "models/pretrain.safetensors")
+    assert (model.architecture["input_space"], model.architecture["padding"]) == ("imagenet_rgb", 1)
+    start = torch.load(served.archive.with_name("vgg16.pth"))["features.10.weight"]
+    assert 0 < (model.trunk.conv3_1.weight.detach() - start).abs().max() < 0.01  # an epoch at a small rate from there
+
+    offline = checkout(tmp_path / "offline", "voc2012-imagenet", **served.from_imagenet)
+    silent = {"mirrors": ["http://127.0.0.1:9/file"]}
+    monkeypatch.setattr(pipeline.base.sections, "PUBLISHED_VGG16", {**served.vgg16, **silent})
+    for changed in (folder, offline):
+        files = {key: {**served.from_imagenet[key], **silent} for key in (".download.archive", ".download.sbd")}
+        set_params(changed, files)
+    assert failures(gain(folder, "doctor").stdout) == []  # all is here
+    missing = gain(offline, "doctor")
+    assert failures(missing.stdout) == ["archive of VOC2012", "archive of SBD", "initial weights"]
+    assert "no mirror delivers it (http://127.0.0.1:9/file: no connection); download it by hand to" in missing.stdout
+    one_line_at_the_end = stage(offline, "download").stderr.splitlines()[-1]
+    assert one_line_at_the_end.startswith("download: error: VOCtrainval_11-May-2012.tar: no mirror delivered it")
 
 
 def test_archive_that_the_user_has_is_taken_from_there(served, tmp_path):
