@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from pipeline.base.errors import PipelineError
+from pipeline.base.files import content_other_than_a_file
 from pipeline.datasets.fetch import check_free_space
 
 LARGEST = 64 * 10**9  # bytes unpacked; VOC2012 has 2.1e9
@@ -42,6 +43,8 @@ def unpack(archive: Path, folder: Path, *, wanted: Callable[[str], bool] = bool)
         PipelineError: the archive is missing, damaged, no archive, or dangerous, or the disk has no room for it.
     """
     try:
+        if (content := content_other_than_a_file(archive)) is not None:
+            raise PipelineError(f"{archive}: {content}, no archive: save what the page leads to")
         with archive.open("rb") as file:
             unpack_kind = _unpack_zip if file.read(2) == b"PK" else _unpack_tar
         unpack_kind(archive, folder, wanted)

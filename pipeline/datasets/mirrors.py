@@ -83,7 +83,7 @@ def _received(url: str, places: Mapping[str, Path], max_bytes: int) -> str:
             os.fsync(file.fileno())
         found = next((checksum for checksum in places if checksum in digests), None)
         if found is None:
-            raise _MirrorError("other bytes than expected: wrong checksum")
+            raise _MirrorError(f"other bytes than expected: wrong checksum, {' and '.join(digests)}")
         places[found].parent.mkdir(parents=True, exist_ok=True)
         partial.replace(places[found])
     return found

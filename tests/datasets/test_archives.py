@@ -247,3 +247,9 @@ def test_permissions_are_not_taken_over(tmp_path):
     info.mode = 0o4777
     unpack(tar(tmp_path / "a.tar", {}, extra=info), tmp_path / "out")
     assert (tmp_path / "out/set/program").stat().st_mode & 0o7111 == 0
+
+
+@pytest.mark.parametrize("name", ["mine.zip", "mine.tar.gz"])
+def test_web_page_saved_as_an_archive_is_called_that(tmp_path, refused, name):
+    (tmp_path / name).write_bytes(b"<!DOCTYPE html><html><body>moved</body></html>")
+    assert f"{tmp_path / name}: an HTML page, no archive" in refused(unpack, tmp_path / name, tmp_path / "to")

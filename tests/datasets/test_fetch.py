@@ -163,7 +163,7 @@ def test_damaged_file_is_refused_and_kept(server, tmp_path, refused):
 @pytest.mark.parametrize(
     ("behaviour", "reason"),
     [
-        ("other", "wrong checksum"),
+        ("other", f"wrong checksum, md5:{hashlib.md5(CONTENT[::-1]).hexdigest()}"),
         ("truncated", "broke before the end"),
         ("missing", "HTTP 404"),
         ("broken", "HTTP 503"),

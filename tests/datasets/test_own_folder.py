@@ -261,7 +261,12 @@ def test_images_are_checked_before_weights_are_fetched(voc_root, tmp_path):
     """The header of a file that is cut short is intact, so that only decoding it tells."""
     path = voc.image_path(voc_root, "t1")
     path.write_bytes(path.read_bytes()[:-100])
-    file = {"path": None, "mirrors": ["http://127.0.0.1:9/weights"], "checksum": f"md5:{'0' * 32}"}
+    file = {
+        "path": None,
+        "mirrors": ["http://127.0.0.1:9/weights"],
+        "checksum": f"md5:{'0' * 32}",
+        "max_gigabytes": 0.1,
+    }
     folder = checkout(
         tmp_path / "repo",
         **{
