@@ -41,7 +41,7 @@ all-tests: $(BIN)/.installed
 doctor: $(BIN)/.installed ## what the chosen profile lacks here, and the command that gets it
 	$(BIN)/gain doctor
 
-bench: $(BIN)/.installed ## what guidance costs beside the peers; loading, start-up, scaling, the pipeline, Prefect, tracking, serving
+bench: $(BIN)/.installed ## what guidance costs beside the peers; loading, start-up, scaling, the pipeline, Prefect, tracking, serving; definitions
 	$(BIN)/python -m benchmarks.guidance
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.loading
@@ -51,6 +51,7 @@ bench: $(BIN)/.installed ## what guidance costs beside the peers; loading, start
 	$(BIN)/python -m benchmarks.flows
 	$(BIN)/python -m benchmarks.tracking
 	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.definitions
 
 docs: $(BIN)/.installed ## tables and pictures of README and docs/, from the last `make repro` and `make study`
 	$(BIN)/python -m docs.build

@@ -8,7 +8,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).parents[1]
 BENCHMARKS = REPOSITORY / "benchmarks"
-NAMES = ("guidance", "guidance-cuda", "loading", "loading-cuda", "memory", "startup", "scaling")
+NAMES = ("definitions", "guidance", "guidance-cuda", "loading", "loading-cuda", "memory", "startup", "scaling")
 
 
 def insert(page: Path, tables: Mapping[str, str]) -> None:
@@ -41,7 +41,33 @@ def insert_benchmarks() -> None:
             "startup": startup_table(found["startup"]),
         },
     )
+    definitions = found["definitions"]
+    insert(
+        REPOSITORY / "docs" / "definitions.md",
+        {"definitions": definitions_table(definitions), "ties": ties_sentence(definitions)},
+    )
     insert(REPOSITORY / "docs" / "scaling.md", {"scaling": scaling_tables(found["scaling"])})
+
+
+def definitions_table(definitions: dict[str, Any]) -> str:
+    """Markdown: each score by our definition and by another, on all test images and without those of one class."""
+    left_out, count = definitions["left_out"], definitions["num_images"]
+    lines = [
+        f"| score | defined by | {count} images: ours | theirs | {left_out['num_images']} without "
+        f"{left_out['class']}: ours | theirs |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in definitions["rows"]:
+        values = (row[images][side] for images in ("all", "without") for side in ("ours", "theirs"))
+        cells = " | ".join(f"{100 * value:.1f}" for value in values)
+        lines.append(f"| `{row['score']}` | {row['other']} | {cells} |")
+    return "\n".join(lines)
+
+
+def ties_sentence(definitions: dict[str, Any]) -> str:
+    """Insertion with ties as their expectation, and in the order of the array or its reverse."""
+    values = ", ".join(f"{name} {100 * value:.1f}" for name, value in definitions["insertion"].items())
+    return f"Insertion of {definitions['model']}, mean over pairs, ties as {values}."
 
 
 def performance_table(guidance: dict[str, Any], loading: dict[str, Any]) -> str:
