@@ -18,15 +18,13 @@ from pipeline.cli.trained import trained, trainings
 from pipeline.data import voc
 from pipeline.datasets.embedded import CLASS_NAMES
 from pipeline.datasets.fetch import CACHE, cached_path, check_file
-from pipeline.datasets.mirrors import problem_at_mirror
+from pipeline.datasets.mirrors import GIGABYTE, problem_at_mirror
 from pipeline.datasets.sbd import SBD_ARCHIVE
 from pipeline.datasets.voc2012 import VOC2012_ARCHIVE, VOC_CLASSES
 from pipeline.flows.services import default_remote
 from pipeline.tracking.address import unusable_server, unusable_tracking
 from pipeline.tracking.server import problem_with, tracking_uri
 from pipeline.training.devices import Device, choose_device
-
-GIGABYTE = 1e9
 
 
 class Finding(NamedTuple):
