@@ -18,17 +18,6 @@ from torch import Tensor, nn
 from pipeline.model.foreign_files import read_checkpoint
 
 
-@pytest.fixture
-def checkpoint(tmp_path) -> Callable:
-    """Saves what it is given and returns the path."""
-
-    def save(content: object, **options: object):
-        torch.save(content, tmp_path / "weights.pth", **options)
-        return tmp_path / "weights.pth"
-
-    return save
-
-
 def trained() -> tuple[dict[str, object], dict[str, Tensor]]:
     """A checkpoint with the keys and types of pytorch-fcn's trainer, after a step, and the weights in it."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))

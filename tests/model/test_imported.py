@@ -1,7 +1,5 @@
 """Foreign weights in this network: same answers as in their own, and what is not in the file is said to be random."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -39,17 +37,6 @@ def original(state: dict[str, Tensor], image: Tensor, *, at_once: bool, padding:
     pool3 = conv(pools["conv3"] * (0.0001 if at_once else 1.0), "score_pool3")
     x = up(x + pool3[:, :, 9 : 9 + x.shape[2], 9 : 9 + x.shape[3]], "upscore8", 8)
     return x[:, :, 31 : 31 + image.shape[2], 31 : 31 + image.shape[3]]
-
-
-@pytest.fixture
-def checkpoint(tmp_path) -> Callable:
-    """Saves what it is given and returns the path."""
-
-    def save(content: object, **options: object):
-        torch.save(content, tmp_path / "weights.pth", **options)
-        return tmp_path / "weights.pth"
-
-    return save
 
 
 @pytest.mark.parametrize(
