@@ -1,7 +1,8 @@
 """A training on several devices of one machine: a process per device, all of which end with the first that fails.
 
 torch's elastic agent starts the ranks and watches them. The first rank speaks for all; what the others print goes to a
-file that is read only if one of them fails alone.
+file that is read only if one of them fails alone. A rank that can say why it fails leaves that to the process that
+started it, so that a failure of all ranks is said once.
 """
 
 import logging
@@ -12,11 +13,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 POLL_SECONDS = 1.0
 LOST_A_RANK = 75  # exit status of a rank that ended because another one had
+LAST_WORDS = "RANKS_LAST_WORDS"  # variable of the environment: the folder in which a rank leaves why it fails
 LOST_SIGNS = ("gloo", "NCCL", "Connection closed", "Connection reset")
 
 
@@ -28,6 +31,15 @@ def launched() -> bool:
 def is_first_rank() -> bool:
     """Whether this process is the one that writes; a training on one device has no other."""
     return int(os.environ.get("RANK", "0")) == 0 if launched() else True
+
+
+def fail(line: str) -> NoReturn:
+    """End this process with exit status 1 and `line`, which `run_on_ranks` says for a rank that it started."""
+    if launched() and LAST_WORDS in os.environ:
+        with suppress(OSError):  # of a full disk: then the rank says it itself
+            (Path(os.environ[LAST_WORDS]) / os.environ["RANK"]).write_text(line)
+            sys.exit(1)
+    sys.exit(line)
 
 
 def run_on_ranks(name: str, command: Sequence[str], num_ranks: int) -> int:
@@ -47,6 +59,7 @@ def run_on_ranks(name: str, command: Sequence[str], num_ranks: int) -> int:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it reports what is reported below
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_ranks)))
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
+        os.environ[LAST_WORDS] = folder
         silent = dict.fromkeys(range(1, num_ranks), Std.ALL)
         config = LaunchConfig(
             min_nodes=1,
@@ -88,6 +101,12 @@ def lost_a_rank(error: RuntimeError) -> bool:
 
 
 def _report(name: str, failures: Mapping[int, Any], num_ranks: int, folder: Path) -> int:
+    words = {int(path.name): path for path in folder.iterdir() if path.is_file()}
+    if words:
+        rank = min(words)
+        said_by = f" (rank {rank} of {num_ranks})" if rank > 0 else ""
+        print(words[rank].read_text() + said_by, file=sys.stderr, flush=True)
+        return 1
     # Those that the agent stopped, and those that lost the one that failed, are not the cause.
     consequences = (LOST_A_RANK, -signal.SIGTERM)
     rank, failure = min(failures.items(), key=lambda item: (item[1].exitcode in consequences, item[1].timestamp))

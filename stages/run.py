@@ -14,7 +14,7 @@ from pipeline.base.params import load_params
 from pipeline.base.profile import Params
 from pipeline.base.workspace import Workspace
 from pipeline.tracking.tracker import Tracking
-from stages.launch import LOST_A_RANK, is_first_rank, launched, lost_a_rank, run_on_ranks, watch_parent
+from stages.launch import LOST_A_RANK, fail, is_first_rank, launched, lost_a_rank, run_on_ranks, watch_parent
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Unable to allocate")  # torch on GPUs, on CPUs; NumPy
 
@@ -65,22 +65,22 @@ def _failures_in_one_line(name: str) -> Iterator[None]:
     except PipelineError as error:
         # From a loader's worker process it comes with that process's traceback before it.
         message = str(error).strip().splitlines()[-1].removeprefix("pipeline.base.errors.PipelineError: ")
-        sys.exit(f"{name}: error: {message}")
+        fail(f"{name}: error: {message}")
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            sys.exit(f"{name}: error: {error.filename or 'output'}: the disk is full; free some space and rerun")
+            fail(f"{name}: error: {error.filename or 'output'}: the disk is full; free some space and rerun")
         if error.filename is None:
             raise
-        sys.exit(f"{name}: error: {error.filename}: {error.strerror}; correct it and rerun")
+        fail(f"{name}: error: {error.filename}: {error.strerror}; correct it and rerun")
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, RuntimeError) and lost_a_rank(error):
             sys.exit(LOST_A_RANK)  # whoever started the ranks says which one, and why
         reason = (str(error).splitlines() or ["out of memory"])[0]
         if not any(sign in reason for sign in OUT_OF_MEMORY):
             raise
-        sys.exit(f"{name}: error: {reason}; lower this stage's batch_size or crop_size, or evaluate.batch_size")
+        fail(f"{name}: error: {reason}; lower this stage's batch_size or crop_size, or evaluate.batch_size")
     except KeyboardInterrupt:
-        sys.exit(f"{name}: interrupted; run `dvc repro` again to resume")
+        fail(f"{name}: interrupted; run `dvc repro` again to resume")
 
 
 def _is_for_ranks(params: Params) -> bool:

@@ -206,6 +206,19 @@ def test_error_of_all_ranks_is_one_line(copy):
     assert "Traceback" not in result.stderr
 
 
+def test_error_of_all_ranks_is_said_once_even_if_the_first_is_slow_to_end(tmp_path):
+    path = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); "
+    failing = tmp_path / "failing.py"
+    failing.write_text(
+        path + "import atexit, os, time; from stages.launch import fail; "
+        "os.environ['RANK'] == '0' and atexit.register(time.sleep, 3); fail('train: error: no picture')"
+    )
+    command = [sys.executable, str(failing)]
+    launching = f"from stages.launch import run_on_ranks; sys.exit(run_on_ranks('train', {command!r}, 2))"
+    result = python(REPOSITORY, "-c", path + launching)
+    assert (result.returncode, result.stderr.strip()) == (1, "train: error: no picture")
+
+
 def test_several_machines_are_for_torchrun_to_start(copy):
     set_params(copy, {".runtime.num_nodes": 2})
     one_line(stage(copy, "pretrain"), "runtime.num_nodes: 2 machines are asked for", "torchrun --nnodes 2 --nproc-per")
