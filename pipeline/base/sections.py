@@ -16,6 +16,8 @@ MOST_EPOCHS = 100_000
 Part = Literal["trunk", "decoder", "classifier"]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # of what becomes part of a file's name, an address or a stage of DVC
 LossName = Literal["segmentation", "classification", "attention_mining", "external_supervision"]
+GuidanceReduction = Literal["mean", "sum"]
+GuidanceDistance = Literal["squared", "absolute", "energy", "rrr", "ppce"]  # see gain/distances.py
 
 
 class Runtime(Section):
@@ -240,9 +242,9 @@ class Attention(Section):
     masked_gradient: Literal["shared", "attention_only"]
     guidance: Literal["masks", "boxes", "shuffled_masks"]
     guidance_resolution: Literal["grid", "image"]
-    guidance_reduction: Literal["mean", "sum"]
+    guidance_reduction: GuidanceReduction
     guidance_sharpness: Annotated[float, Field(gt=0.0, le=1000.0)]
-    guidance_distance: Literal["squared", "absolute"]
+    guidance_distance: GuidanceDistance
     pixel_labels: PixelLabels
     ramp_fraction: Fraction
 

@@ -8,17 +8,18 @@ without any would lower the loss.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.base.ranks import num_ranks, rank_sum
-from pipeline.base.sections import Attention
+from pipeline.base.sections import Attention, GuidanceDistance, GuidanceReduction
 from pipeline.data.samples import Sample
 from pipeline.data.voc import IGNORE_INDEX
 from pipeline.gain.attention import attention_to_image
+from pipeline.gain.distances import DISTANCES
 from pipeline.gain.network import GuidedOutput, Pairs
 from pipeline.model.fcn8s import AttentionGrid
 from pipeline.model.trunk import at_least_float32
@@ -90,11 +91,11 @@ def external_supervision_loss(
     mask: Tensor,
     weight: Tensor,
     selected: Tensor,
-    reduction: Literal["mean", "sum"],
-    distance: Literal["squared", "absolute"],
+    reduction: GuidanceReduction,
+    distance: GuidanceDistance,
     count: Tensor | None = None,
 ) -> Tensor:
-    """Eq. 7: L_e = (A^c - H^c)^2 over the cells of a map, then a mean over pairs.
+    """Eq. 7: L_e = the distance of A^c from H^c over the cells of a map, then a mean over pairs.
 
     Args:
         attention: (N, h, w) normalised to [0, 1].
@@ -102,17 +103,13 @@ def external_supervision_loss(
         weight: (N, h, w) in [0, 1], 0 where all is void.
         selected: (N,) bool: pairs with a live map whose image is supervised.
         reduction: over cells. The paper's sum ties the loss weight to the image size; the mean does not.
-        distance: the paper's `squared` lets faint attention all over the ground pass, each cell costing next to
-            nothing, though it is the sum over cells that classifies; `absolute`, |A^c - H^c|, counts all of it.
+        distance: by name in `distances.DISTANCES`, which says what each is and its range; the paper's is `squared`.
         count: `Counts.supervised` of a step of which this is a part; without, this is all of it.
 
     Returns:
-        () at least float32, at least 0; of a whole step with the mean at most 1; 0 without a selected pair.
+        () at least float32, at least 0; 0 without a selected pair; of a whole step in the range of the distance.
     """
-    difference = (at_least_float32(attention) - mask).abs()
-    per_pair = ((difference**2 if distance == "squared" else difference) * weight).sum(dim=(1, 2))
-    if reduction == "mean":
-        per_pair = per_pair / weight.sum(dim=(1, 2)).clamp(min=1e-6)
+    per_pair = DISTANCES[distance](at_least_float32(attention), mask, weight, reduction)
     return _masked_mean(per_pair, selected, count)
 
 
