@@ -30,6 +30,7 @@ from pipeline.evaluation.metrics import (
     segmentation_metrics,
 )
 from pipeline.evaluation.passes import pair_attention
+from pipeline.gain.view import View
 from pipeline.model.fcn8s import FCN8s
 from pipeline.model.weights import load_weights
 from pipeline.report.faithfulness import deletion_and_insertion
@@ -74,15 +75,15 @@ def look(model: FCN8s, dataset: SegmentationDataset, class_names: tuple[str, ...
     parts, num_images = [], 0
     for batch in evaluation_loader(dataset, batch_size=BATCH_SIZE, num_workers=0):
         size = (batch.image.shape[2], batch.image.shape[3])
-        features = model.features(batch.image)
-        pairs, maps, _ = pair_attention(model, features.conv5_3, batch.image_labels, size)
+        view = View.of(model, batch.image)
+        pairs, maps, _ = pair_attention(view, batch.image_labels)
         names = [dataset.rows[int(index)].image_id for index in batch.sample_index]
         boxes = [
             _boxes(dataset.root, names[int(image)], class_names[int(of_class)], size)
             for image, of_class in zip(pairs.image_index, pairs.class_index, strict=True)
         ]
-        prediction = model.segment(features, size).argmax(dim=1)
-        probs = model.classify(features.conv5_3).sigmoid()
+        prediction = view.seg_logits().argmax(dim=1)
+        probs = view.class_logits().sigmoid()
         of_images = (prediction, batch.target.long(), probs, batch.image_labels)
         parts.append(Seen(*of_images, maps, pairs.class_index, pairs.image_index + num_images, torch.stack(boxes)))
         num_images += len(batch.image)

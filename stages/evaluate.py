@@ -20,7 +20,7 @@ def evaluate(params: Params, space: Workspace) -> None:
         folder, scale = space.reports / "evaluate", params.evaluate.panel_scale
         comparison = compare(params, space, progress_bar)
         metrics = {name: scores.estimates for name, scores in comparison.scores.items()}
-        write_scores(folder, comparison.scores)
+        write_scores(folder, comparison.scores, params.doubts)
         of_all = draw_comparison(comparison, space, scale)
         write_pictures(folder / "pictures", of_all)
         for name, groups in metrics.items():

@@ -82,7 +82,7 @@ class Params(Section):
     @property
     def doubts(self) -> list[str]:
         """What is allowed but makes a result mean less, a line each."""
-        return [*_seen_test_images(self), *_idle_losses(self)]
+        return [*_seen_test_images(self), *_unseen_scale(self), *_idle_losses(self)]
 
 
 def _seen_test_images(params: Params) -> Iterator[str]:
@@ -92,6 +92,18 @@ def _seen_test_images(params: Params) -> Iterator[str]:
             "the published FCN8s weights saw SBD-train, which overlaps VOC12 val: scores on val are too good; set "
             "download.test_split: seg11valid"
         )
+
+
+def _unseen_scale(params: Params) -> Iterator[str]:
+    scale = params.evaluate.scale
+    for name in ("pretrain", "classify", "finetune"):
+        options: Training = getattr(params, name)
+        low, high = options.scale
+        if options.num_epochs and not low <= scale <= high:
+            yield (
+                f"evaluate.scale: {scale:g} lies outside {name}.scale, [{low:g}, {high:g}]: networks are scored on "
+                f"objects of a size that {name} never showed them; set it to a value within"
+            )
 
 
 def _idle_losses(params: Params) -> Iterator[str]:

@@ -259,6 +259,7 @@ class Variant(Section):
 class Evaluate(Section):
     """How the models are scored; the scores are listed in base/scores.py."""
 
+    scale: Resizing
     batch_size: BatchSize
     attention_threshold: Fraction
     num_panels: Annotated[int, Field(ge=1, le=1000)]

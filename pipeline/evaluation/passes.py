@@ -18,8 +18,9 @@ from pipeline.evaluation.metrics import (
     confusion_matrix,
     segmentation_metrics,
 )
-from pipeline.gain.attention import attention_to_image, class_attention, normalise_attention, soft_mask
+from pipeline.gain.attention import class_attention, normalise_attention, soft_mask
 from pipeline.gain.network import Pairs, class_pairs
+from pipeline.gain.view import View
 from pipeline.model.fcn8s import FCN8s
 
 
@@ -80,29 +81,27 @@ def evaluate(
     results: list[_BatchResult] = []
     for batch in batches:
         image, target = batch.image.to(device), batch.target.to(device)
-        size = (image.shape[2], image.shape[3])
-        features = model.features(image.contiguous(memory_format=torch.channels_last))
+        view = View.of(model, image.contiguous(memory_format=torch.channels_last))
         confusions = torch.zeros((0, num_classes, num_classes), dtype=torch.int64)
         if segmentation:
-            prediction = model.segment(features, size).argmax(dim=1)
+            prediction = view.seg_logits().argmax(dim=1)
             confusions = confusion_matrix(prediction, target, num_classes).cpu()
-        class_probs = model.classify(features.conv5_3).sigmoid().cpu()
-        scores = _score_attention(model, features.conv5_3, batch, target, scoring) if attention else {}
+        class_probs = view.class_logits().sigmoid().cpu()
+        scores = _score_attention(view, batch, target, scoring) if attention else {}
         results.append(_BatchResult(confusions, class_probs, batch.image_labels, scores, batch.sample_index))
     return _in_order(list(chain(*gathered(results))))
 
 
-def pair_attention(model: FCN8s, conv5_3: Tensor, image_labels: Tensor, size: tuple[int, int]) -> PairAttention:
+def pair_attention(view: View, image_labels: Tensor) -> PairAttention:
     """Attention of the ground-truth pairs of a batch.
 
     Args:
-        conv5_3: (B, K, h, w) features of the trunk.
         image_labels: (B, C) multi-hot, on the device of the features.
-        size: (H, W) of the images, pixels.
     """
-    pairs = class_pairs(image_labels, model.num_foreground_classes)
-    maps, alive = normalise_attention(class_attention(model, conv5_3)[pairs.image_index, pairs.class_index])
-    return PairAttention(pairs, attention_to_image(maps, size, model.attention_grid), alive)
+    pairs = class_pairs(image_labels, view.model.num_foreground_classes)
+    attention = class_attention(view.model, view.features.conv5_3)
+    maps, alive = normalise_attention(attention[pairs.image_index, pairs.class_index])
+    return PairAttention(pairs, view.attention(maps), alive)
 
 
 def concatenate_scores(scores: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -125,12 +124,9 @@ def validation_scores(result: Evaluation) -> dict[str, float]:
     return {name: float(values) for name, values in scores.items()}
 
 
-def _score_attention(
-    model: FCN8s, conv5_3: Tensor, batch: Sample, target: Tensor, scoring: Scoring
-) -> dict[str, Tensor]:
+def _score_attention(view: View, batch: Sample, target: Tensor, scoring: Scoring) -> dict[str, Tensor]:
     """`attention_scores` and more of the pairs of a batch, whose target lies on the device of the features."""
-    size = (batch.image.shape[2], batch.image.shape[3])
-    pairs, maps, alive = pair_attention(model, conv5_3, batch.image_labels.to(target.device), size)
+    pairs, maps, alive = pair_attention(view, batch.image_labels.to(target.device))
     pair_target = target[pairs.image_index]
     scores = attention_scores(
         maps,

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.data.samples import Sample, SegmentationDataset
-from pipeline.gain.attention import attention_to_image, class_attention, normalise_attention
+from pipeline.gain.attention import class_attention, normalise_attention
+from pipeline.gain.view import View
 from pipeline.model.fcn8s import FCN8s
 
 
@@ -42,11 +43,9 @@ def attention_maps(model: FCN8s, samples: Sequence[Sample]) -> Tensor:
 @torch.no_grad()
 def sample_attention(model: FCN8s, sample: Sample) -> NDArray[np.floating]:
     """Attention of the sample's first class at image resolution, (H, W) in [0, 1]."""
-    features = model.features(as_batch(model, sample))
-    maps, _ = normalise_attention(class_attention(model, features.conv5_3)[:, first_class(sample)])
-    return (
-        attention_to_image(maps, (sample.image.shape[1], sample.image.shape[2]), model.attention_grid)[0].cpu().numpy()
-    )
+    view = View.of(model, as_batch(model, sample))
+    maps, _ = normalise_attention(class_attention(model, view.features.conv5_3)[:, first_class(sample)])
+    return view.attention(maps)[0].cpu().numpy()
 
 
 def as_batch(model: FCN8s, sample: Sample) -> Tensor:

@@ -73,6 +73,7 @@ class FCN8s(nn.Module):
         super().__init__()
         self.options = options
         self.input_space = input_space
+        self.scale = 1.0  # by which images are resized in evaluation and in use, see gain/view.py
         self.num_foreground_classes = num_foreground_classes
         self.attention_layer = options.attention_layer
         self.attention_grid = AttentionGrid(ATTENTION_STRIDES[options.attention_layer], options.padding)

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from pydantic import ValidationError
@@ -33,7 +34,10 @@ def save_weights(path: Path, model: FCN8s, class_names: tuple[str, ...]) -> None
     """Write parameters and buffers with what `load_weights` needs to build the network again. Atomic."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     # One key: safetensors writes several in random order, and equal weights must be equal files.
-    metadata = {"network": json.dumps({"architecture": model.architecture, "class_names": class_names})}
+    network: dict[str, Any] = {"architecture": model.architecture, "class_names": class_names}
+    if model.scale != 1.0:
+        network["scale"] = model.scale
+    metadata = {"network": json.dumps(network)}
     try:
         with atomic_file(path) as partial:
             save_file(tensors, partial, metadata=metadata)
@@ -44,7 +48,7 @@ def save_weights(path: Path, model: FCN8s, class_names: tuple[str, ...]) -> None
 
 
 def load_weights(path: Path) -> tuple[FCN8s, tuple[str, ...]]:
-    """The network in `path` with its foreground class names, on the CPU.
+    """The network in `path`, with the scale at which it looks at images, and its foreground class names; on the CPU.
 
     Raises:
         PipelineError: the file is missing, damaged, or a tensor is missing, unknown or of another shape.
@@ -70,6 +74,9 @@ def load_weights(path: Path) -> tuple[FCN8s, tuple[str, ...]]:
             raise ValueError(f"input_space {input_space!r} is none of {', '.join(get_args(InputSpace))}")
         with torch.device("meta"):  # no memory, no random numbers: every tensor comes from the file
             model = FCN8s(len(class_names), Architecture.model_validate(options), input_space=input_space)
+        model.scale = float(network.get("scale", 1.0))
+        if not (math.isfinite(model.scale) and model.scale > 0):
+            raise ValueError(f"scale {model.scale} is not above 0")
     except ValidationError as error:
         key, problem = one_line(error, Architecture)
         raise PipelineError(

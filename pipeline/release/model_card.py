@@ -48,7 +48,7 @@ def model_card(
         f"# FCN8s with guided attention: {variant}, seed {params.seed}",
         "",
         f"Multi-label classes, segmentation and a Grad-CAM map per class, from RGB images of any size. Classes: "
-        f"{', '.join(class_names)}.",
+        f"{', '.join(class_names)}.{_seen(params.evaluate.scale)}",
         "",
         f"**Data.** {_data(params.download)} Images: {splits}.",
         "",
@@ -72,6 +72,12 @@ def model_card(
         f"**Licence.** {_licence(params.download)}",
     ]
     return "\n".join(lines)
+
+
+def _seen(scale: float) -> str:
+    if scale == 1.0:
+        return ""
+    return f" The network sees images resized by {scale:g} and answers at their own size; its weights carry the factor."
 
 
 def _data(download: Download) -> str:

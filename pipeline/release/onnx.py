@@ -19,7 +19,8 @@ def export_onnx(weights: Path, target: Path) -> None:
 
     Batch size, height and width are free, sides at least `SMALLEST_SIDE`; see `prediction.Outputs` for the shapes and
     ranges of the outputs. The model's metadata has the class names, and the mean and standard deviation (of RGB in
-    [0, 1]) by which an image is normalised.
+    [0, 1]) by which an image is normalised, and `scale`, by which it is resized before: the graph leaves that, and the
+    way back to the size of the image, to who runs it (gain/view.py says how).
 
     Raises:
         PipelineError: the weights cannot be read, onnxscript is not installed, or `target` cannot be written.
@@ -41,7 +42,7 @@ def export_onnx(weights: Path, target: Path) -> None:
     )
     assert program is not None
     program.model.metadata_props["class_names"] = ",".join(class_names)
-    for name, values in {"mean": RGB_MEAN, "std": RGB_STD}.items():
+    for name, values in {"mean": RGB_MEAN, "std": RGB_STD, "scale": (model.scale,)}.items():
         program.model.metadata_props[name] = ",".join(map(str, values))
     try:
         with atomic_file(target) as partial:

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from pipeline.data.samples import normalise
 from pipeline.gain.attention import attention_to_image, class_attention, normalise_attention
+from pipeline.gain.view import resized, seen_size
 from pipeline.model.fcn8s import FCN8s
 
 PREDICTED = 0.5  # probability from which a class counts as predicted
 
 
 class Outputs(nn.Module):
-    """The three outputs side by side, without autograd: what is served, and what is exported.
+    """The three outputs side by side, without autograd: what is served, and what is exported. It resizes nothing.
 
     Args:
         model: in eval mode.
@@ -56,16 +57,18 @@ class Prediction:
 
 @torch.inference_mode()
 def predict(outputs: Outputs, class_names: Sequence[str], image: NDArray[np.uint8], device: torch.device) -> Prediction:
-    """Class probabilities, segmentation and attention of an image.
+    """Class probabilities, segmentation and attention of an image, which the network sees resized by its scale.
 
     Args:
         outputs: on `device`.
         class_names: of the C foreground classes, in the order of the network's outputs.
         image: (H, W, 3) RGB of 0 to 255, of any size.
     """
-    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)
-    class_probs, seg_logits, attention = outputs(normalise(pixels)[None].to(device))
-    probs = class_probs[0].tolist()
+    pixels = normalise(torch.from_numpy(image.copy()).permute(2, 0, 1))[None].to(device)
+    seen = resized(pixels, seen_size(pixels, outputs.model.scale))
+    class_probs, *maps = outputs(seen)
+    size, probs = (image.shape[0], image.shape[1]), class_probs[0].tolist()
+    seg_logits, attention = (resized(of_all, size) for of_all in maps)
     return Prediction(
         dict(zip(class_names, probs, strict=True)),
         seg_logits[0].argmax(dim=0).to(torch.uint8).cpu().numpy(),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.base.errors import warn
+from pipeline.base.errors import PipelineError, warn
 from pipeline.base.profile import Params
 from pipeline.base.workspace import Workspace
 from pipeline.data.manifest import data_digest
@@ -63,6 +63,11 @@ def compare(params: Params, space: Workspace, progress: Progress) -> Comparison:
     with progress("evaluate: models scored", len(weights)) as advance:
         for name, path in weights.items():
             model = load_weights(path)[0].to(memory_format=torch.channels_last).to(device.torch_device).eval()
+            if model.scale != params.evaluate.scale:
+                raise PipelineError(
+                    f"{path}: sees images at scale {model.scale:g}, and params.yaml says evaluate.scale: "
+                    f"{params.evaluate.scale:g}; train it again (`dvc repro`), or set evaluate.scale to what it has"
+                )
             comparison.models[name] = model
             comparison.scores[name] = score_model(model, data, options, device.torch_device)
             advance()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.data.samples import Sample
 from pipeline.evaluation.passes import concatenate_scores, pair_attention
+from pipeline.gain.view import View, resized, seen_size
 from pipeline.model.fcn8s import FCN8s
 
 
@@ -31,8 +32,8 @@ def evaluate_faithfulness(
     scores = []
     for batch in batches:
         image, labels = batch.image.to(device), batch.image_labels.to(device)
-        features = model.features(image.contiguous(memory_format=torch.channels_last))
-        pairs, maps, _ = pair_attention(model, features.conv5_3, labels, (image.shape[2], image.shape[3]))
+        view = View.of(model, image.contiguous(memory_format=torch.channels_last))
+        pairs, maps, _ = pair_attention(view, labels)
         deletion, insertion = deletion_and_insertion(
             model, image[pairs.image_index], maps, pairs.class_index, num_steps=num_steps, batch_size=len(image)
         )
@@ -111,5 +112,6 @@ def _tied_steps(values: Tensor, num_steps: int) -> tuple[Tensor, Tensor, Tensor]
 
 
 def _class_probs(model: FCN8s, image: Tensor, class_index: Tensor) -> Tensor:
-    _, class_logits = model(image.contiguous(memory_format=torch.channels_last), segmentation=False)
+    seen = resized(image.contiguous(memory_format=torch.channels_last), seen_size(image, model.scale))
+    _, class_logits = model(seen, segmentation=False)
     return class_logits.gather(1, class_index[:, None])[:, 0].sigmoid()  # type: ignore[no-any-return]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipeline.data.samples import Sample, denormalise
 from pipeline.evaluation.snapshots import as_batch, first_class, sample_attention
+from pipeline.gain.view import View
 from pipeline.model.fcn8s import FCN8s
 from pipeline.report.overlays import Picture, attention_overlay, feature_maps, panel, segmentation_overlay
 
@@ -50,15 +51,14 @@ def comparison_panel(
     for sample in samples:
         image = picture(sample)
         overlays = [attention_overlay(image, sample_attention(model, sample)) for model in models.values()]
-        features = last.features(as_batch(last, sample))
-        seg_logits = last.segment(features, (sample.image.shape[1], sample.image.shape[2]))
+        view = View.of(last, as_batch(last, sample))
         rows.append(
             [
                 image,
                 segmentation_overlay(image, sample.target.numpy()),
-                segmentation_overlay(image, seg_logits.argmax(dim=1)[0].cpu().numpy()),
+                segmentation_overlay(image, view.seg_logits().argmax(dim=1)[0].cpu().numpy()),
                 *overlays,
-                feature_maps(features.conv5_3[0].float().cpu().numpy(), (image.shape[0], image.shape[1])),
+                feature_maps(view.features.conv5_3[0].float().cpu().numpy(), (image.shape[0], image.shape[1])),
             ]
         )
         labels.append(class_names[first_class(sample)])

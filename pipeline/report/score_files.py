@@ -1,6 +1,6 @@
 """The scores of all models as files: metrics.json, validation.json, tables, replicates and report.md."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,16 +14,19 @@ from pipeline.report.tables import results_table
 T = TypeVar("T")
 
 
-def write_scores(folder: Path, scores: Mapping[str, ModelScores]) -> None:
+def write_scores(folder: Path, scores: Mapping[str, ModelScores], doubts: Sequence[str] = ()) -> None:
     """metrics.json, validation.json, report.md, tables/*.csv and replicates/MODEL.safetensors in `folder`.
 
     Args:
         scores: of each model. Only validation.json is of validation images: from model to score to value.
+        doubts: `Params.doubts`, which report.md repeats above the scores.
     """
     metrics = {name: of_model.estimates for name, of_model in scores.items()}
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "validation.json", {name: of_model.validation for name, of_model in scores.items()})
-    write_text(folder / "report.md", f"# Results\n\n{results_table(metrics)}\n\n![panels](pictures/comparison.png)\n")
+    warnings = "".join(f"**Note**: {doubt}.\n\n" for doubt in doubts)
+    panels = "![panels](pictures/comparison.png)"
+    write_text(folder / "report.md", f"# Results\n\n{warnings}{results_table(metrics)}\n\n{panels}\n")
     per_class = [{"model": name, **row} for name, of_model in scores.items() for row in of_model.class_rows]
     write_csv(folder / "tables" / "per_class.csv", per_class)
     summary = [{"model": name, **_flat(groups)} for name, groups in metrics.items()]

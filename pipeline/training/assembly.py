@@ -67,6 +67,7 @@ def assemble(params: Params, space: Workspace, stage: str, variant: str = "") ->
     rows, class_names = read_manifest(space.manifest), read_class_names(space.data)
     model, initial_weights = _model(params, space, stage, class_names)
     model.trunk.checkpoint_activations = params.resources.activation_checkpointing
+    model.scale = params.evaluate.scale
     freeze(model, choices.options.frozen)
     fabric = _fabric(params, device)
     criterion = Criterion(choices.loss_weights, model.attention_grid, choices.attention)
@@ -195,5 +196,6 @@ def _used(params: Params, stage: str, choices: Choices) -> dict[str, Any]:
             "loss_weights": weights,
             "attention": choices.attention.model_dump(),
             "attention_threshold": params.evaluate.attention_threshold,
+            "scale_of_evaluation": params.evaluate.scale,
         },
     }

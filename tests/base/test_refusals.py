@@ -97,6 +97,23 @@ def test_what_is_at_the_edge_is_accepted(tmp_path):
     assert load_params(written(tmp_path, edge)).pretrain.crop_size == 256
 
 
+SCALES = {  # wide ones, which contain what is tried
+    "pretrain.scale": [0.1, 2.0], "pretrain.crop_size": 96, "classify.scale": [0.1, 2.0], "classify.crop_size": 96,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("scale", "low", "high"), [(1.0, 0.35, 0.6), (0.3, 0.35, 0.6), (0.5, 1.0, 1.0)])
+def test_scale_of_evaluation_that_a_training_never_showed_is_doubted(tmp_path, scale, low, high):
+    changes = {"evaluate.scale": scale, **SCALES, "finetune.scale": [low, high], "finetune.crop_size": 96}
+    (doubt,) = load_params(written(tmp_path, changes)).doubts
+    assert doubt == (
+        f"evaluate.scale: {scale:g} lies outside finetune.scale, [{low:g}, {high:g}]: networks are scored on objects "
+        "of a size that finetune never showed them; set it to a value within"
+    )
+    within = {**changes, "evaluate.scale": low if low == high else 0.6}
+    assert load_params(written(tmp_path, within)).doubts == []
+
+
 def test_loss_that_trains_frozen_parts_alone_is_doubted(tmp_path):
     doubts = load_params(written(tmp_path, {"finetune.frozen": ["trunk", "decoder"]})).doubts
     assert doubts[0] == (

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from small_scores import CPU, SCORING, split
 
 from pipeline.data.samples import Sample
-from pipeline.evaluation.metrics import SIZES
+from pipeline.evaluation.metrics import SIZES, confusion_matrix
 from pipeline.evaluation.passes import evaluate, validation_scores
 
 
@@ -59,3 +60,19 @@ def test_batches_of_one_size_each_may_come_in_any_order(sighted_model, test_set)
     assert torch.equal(result.class_probs, expected.class_probs)
     for name, values in expected.attention.items():
         assert torch.equal(result.attention[name], values), name
+
+
+@torch.no_grad()
+def test_a_stated_scale_resizes_images_and_scores_against_the_masks_as_they_are(sighted_model, test_set):
+    whole = Sample(*(torch.cat(tensors) for tensors in zip(*test_set, strict=True)))
+    sighted_model.scale = 0.5
+    result = evaluate(sighted_model, test_set, CPU, SCORING)
+    options = {"mode": "bilinear", "align_corners": False, "antialias": True}
+    seg_logits, class_logits = sighted_model(F.interpolate(whole.image, size=(24, 20), **options))
+    prediction = F.interpolate(seg_logits, size=(48, 40), **options).argmax(dim=1)
+    assert torch.equal(result.confusions, confusion_matrix(prediction, whole.target, 4))
+    assert torch.allclose(result.class_probs, class_logits.sigmoid(), atol=1e-6)
+    area = (whole.target[0] == 1).sum() / (whole.target[0] != 255).sum()
+    assert result.attention["area"][0].item() == pytest.approx(area.item())
+    sighted_model.scale = 1.0
+    assert not torch.allclose(result.class_probs, evaluate(sighted_model, test_set, CPU, SCORING).class_probs)

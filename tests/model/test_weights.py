@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pipeline.base.sections import Architecture
@@ -276,3 +277,22 @@ def test_digest_sees_names_shapes_and_types():
         module.register_buffer(name, tensor)
         digests.add(state_digest(module))
     assert len(digests) == 4
+
+
+# ---- the scale at which a network looks at images --------------------------------------------------------------------
+
+
+def test_weights_carry_the_scale_with_them_and_the_default_leaves_no_trace(tmp_path, weights):
+    model, path = lively_model(), tmp_path / "b.safetensors"
+    model.scale = 0.45
+    save_weights(path, model, CLASS_NAMES)
+    assert load_weights(path)[0].scale == 0.45
+    assert load_weights(weights)[0].scale == 1.0
+    with safe_open(weights, framework="pt") as file:
+        assert set(json.loads(file.metadata()["network"])) == {"architecture", "class_names"}
+
+
+@pytest.mark.parametrize("scale", [0, -1.0, float("inf"), "wide", None])
+def test_scale_that_is_none_is_refused(weights, refused, scale):
+    save_file(load_file(weights), weights, metadata={"network": json.dumps({**NETWORK, "scale": scale})})
+    assert "does not describe its network" in refused(load_weights, weights)

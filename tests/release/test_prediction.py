@@ -5,8 +5,10 @@ import onnxruntime
 import pytest
 import torch
 
+from pipeline.data.samples import normalise
 from pipeline.gain.attention import attention_to_image, class_attention, normalise_attention
-from pipeline.model.weights import save_weights
+from pipeline.gain.view import View
+from pipeline.model.weights import load_weights, save_weights
 from pipeline.release.onnx import OUTPUT_NAMES, export_onnx
 from pipeline.release.prediction import Outputs, predict, probability_table
 
@@ -39,6 +41,24 @@ def test_prediction_has_attention_for_predicted_classes_only(tiny_model):
     assert found.segmentation.shape == found.attention["cat"].shape == (31, 45)
 
 
+@torch.no_grad()
+def test_prediction_at_a_scale_is_that_of_evaluation(tiny_model, tmp_path):
+    """From a file of weights alone, as served."""
+    model = tiny_model()
+    model.scale = 0.5
+    model.classifier.score.bias.data = torch.tensor([20.0, -20.0, 20.0])
+    save_weights(tmp_path / "w.safetensors", model, NAMES)
+    served = load_weights(tmp_path / "w.safetensors")[0].eval()
+    image = np.random.default_rng(0).integers(0, 256, (62, 90, 3), dtype=np.uint8)
+    found = predict(Outputs(served), NAMES, image, CPU)
+    view = View.of(model, normalise(torch.from_numpy(image).permute(2, 0, 1))[None])
+    assert view.seen == (31, 45)
+    assert list(found.class_probs.values()) == pytest.approx(view.class_logits().sigmoid()[0].tolist())
+    assert np.array_equal(found.segmentation, view.seg_logits()[0].argmax(dim=0).numpy())
+    maps = normalise_attention(class_attention(model, view.features.conv5_3))[0][0]
+    assert np.allclose(found.attention["cow"], view.attention(maps)[2].numpy(), atol=1e-6)
+
+
 def test_predicted_classes_are_listed_by_probability():
     assert probability_table({"cat": 0.5, "dog": 0.49, "cow": 0.9}) == "cow 0.90, cat 0.50"
     assert probability_table({"cat": 0.4}) == "no class"
@@ -49,6 +69,7 @@ def test_predicted_classes_are_listed_by_probability():
 @pytest.mark.parametrize("options", [{"padding": 1}, {"padding": 100, "batch_norm": False, "attention_layer": "pool5"}])
 def test_onnx_graph_agrees_at_any_batch_and_size(tiny_model, tmp_path, options):
     model = tiny_model(**options)
+    model.scale = 0.5
     save_weights(tmp_path / "w.safetensors", model, NAMES)
     export_onnx(tmp_path / "w.safetensors", tmp_path / "net.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
@@ -56,6 +77,7 @@ def test_onnx_graph_agrees_at_any_batch_and_size(tiny_model, tmp_path, options):
     metadata = session.get_modelmeta().custom_metadata_map
     assert metadata["class_names"] == "cat,dog,cow"
     assert metadata["mean"] == "0.485,0.456,0.406"
+    assert metadata["scale"] == "0.5"  # which the graph leaves to who runs it
     for shape in ((1, 48, 40), (3, 75, 101), (2, 32, 200)):
         image = torch.randn(shape[0], 3, *shape[1:])
         with torch.no_grad():

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.gain.attention import attention_to_image, class_attention
+from pipeline.gain.view import View
 from pipeline.report.faithfulness import deletion_and_insertion
 
 
@@ -15,6 +16,8 @@ class FirstPixel(torch.nn.Module):
 
     Class 1 has the opposite logit.
     """
+
+    scale = 1.0
 
     def forward(self, image: torch.Tensor, *, segmentation: bool) -> tuple[None, torch.Tensor]:
         assert not segmentation
@@ -67,6 +70,8 @@ def test_ties_do_not_depend_on_where_they_lie(tiny_model, batch):
     """Mirroring image and map changes nothing of a network that sees each mirrored alike."""
 
     class BothWays(torch.nn.Module):
+        scale = 1.0
+
         def forward(self, image: torch.Tensor, *, segmentation: bool) -> tuple[None, torch.Tensor]:
             return None, sum(model(x, segmentation=segmentation)[1] for x in (image, image.flip(-1)))
 
@@ -151,3 +156,14 @@ def test_without_a_pair_there_is_nothing_to_score(tiny_model):
     nothing = (torch.zeros(0, 3, 48, 40), torch.zeros(0, 48, 40), torch.zeros(0, dtype=torch.int64))
     scores = deletion_and_insertion(tiny_model(), *nothing, num_steps=3, batch_size=2)
     assert [values.shape for values in scores] == [(0,), (0,)]
+
+
+def test_masked_images_are_seen_at_the_scale_of_the_network(batch, tiny_model):
+    """Deletion begins with the image as it is, and in one step ends with none."""
+    model = tiny_model()
+    model.scale = 0.5
+    image, attention, classes = pairs(batch, model)
+    deletion, _ = deletion_and_insertion(model, image, attention, classes, num_steps=1, batch_size=3)
+    ends = [View.of(model, pictures).class_logits().sigmoid() for pictures in (image, torch.zeros_like(image))]
+    expected = torch.stack(ends).mean(dim=0).gather(1, classes[:, None])[:, 0]
+    assert torch.allclose(deletion, expected, atol=1e-6)
