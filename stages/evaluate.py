@@ -2,9 +2,9 @@
 
 from pipeline.base.files import digest_file
 from pipeline.base.profile import Params
-from pipeline.base.workspace import Workspace
+from pipeline.base.workspace import PRETRAINED, Workspace
 from pipeline.report.figures import write_pictures
-from pipeline.report.tables import results_table
+from pipeline.report.tables import CONTROL, results_table
 from pipeline.tracking.progress import progress_bar
 from pipeline.tracking.tracker import Tracker, Tracking
 from stages.run import run_stage
@@ -34,7 +34,8 @@ def evaluate(params: Params, space: Workspace) -> None:
                 for table in ("per_class.csv", "intervals.csv"):
                     tracker.log_artifact(folder / "tables" / table, "evaluate")
                 tracker.set_tags({"test_data_digest": comparison.data_digest})
-                tracker.describe(results_table({key: metrics[key] for key in metrics if key in (name, "control")}))
+                compared = {key: metrics[key] for key in metrics if key in (PRETRAINED, CONTROL, name)}
+                tracker.describe(results_table(compared))
         print(results_table(metrics), flush=True)
 
 

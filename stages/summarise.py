@@ -6,7 +6,6 @@ from pipeline.base.workspace import Workspace
 from pipeline.report.curves import compared_curves
 from pipeline.report.figures import write_pictures
 from pipeline.report.study import (
-    CONTROL,
     label_counts,
     label_fractions,
     per_seed_rows,
@@ -16,6 +15,7 @@ from pipeline.report.study import (
     study_table,
 )
 from pipeline.report.study_charts import interval_chart, label_count_curve
+from pipeline.report.tables import CONTROL
 from stages.run import run_stage
 
 FIGURE_SCORES = ("mean_iou", "attention_iou", "energy_pointing_game", "pointing_game", "overall", "class_accuracy")

@@ -8,7 +8,7 @@ _BY_SIZE = ("attention_iou", "mask_precision", "mask_recall", "energy_pointing_g
 
 SCORES: dict[str, tuple[str, ...]] = {
     "segmentation": ("pixel_accuracy", "mean_accuracy", "mean_iou", "frequency_weighted_iou"),
-    "classification": ("class_accuracy", "exact_match", "macro_f1"),
+    "classification": ("class_accuracy", "exact_match", "macro_f1", "mean_average_precision"),
     "attention": (
         "attention_iou",
         "mask_precision",

@@ -71,10 +71,11 @@ def class_iou(confusion: Tensor) -> Tensor:
 
 
 def classification_metrics(class_probs: Tensor, image_labels: Tensor, weights: Tensor) -> dict[str, Tensor]:
-    """Multi-label scores at probability 0.5.
+    """Multi-label scores: the first three decide at probability 0.5, the last ranks the images.
 
     class_accuracy: share of right (image, class) decisions. exact_match: share of images with all classes right.
-    macro_f1: F1 per class, mean over classes that occur or are predicted.
+    macro_f1: F1 per class, mean over classes that occur or are predicted. mean_average_precision: `average_precision`,
+    mean over classes that occur.
 
     Args:
         class_probs, image_labels: (M, C).
@@ -88,7 +89,35 @@ def classification_metrics(class_probs: Tensor, image_labels: Tensor, weights: T
         "class_accuracy": weights @ right.sum(dim=1) / (weights.sum(dim=1) * right.shape[1]),
         "exact_match": weights @ right.amin(dim=1) / weights.sum(dim=1),
         "macro_f1": (2 * true_positives / occurring).nanmean(dim=1),
+        "mean_average_precision": average_precision(class_probs, present, weights).nanmean(dim=1),
     }
+
+
+def average_precision(class_probs: Tensor, present: Tensor, weights: Tensor) -> Tensor:
+    """Area under the precision-recall curve of each class, over images ranked by its probability.
+
+    The sum over thresholds of precision times what recall gains there, as scikit-learn and torchmetrics have it, not
+    interpolated; images of one probability pass a threshold together. PASCAL VOC's, which since 2010 takes at each
+    recall the best precision at that or a higher one, is at least as high.
+
+    Args:
+        class_probs: (M, C).
+        present: (M, C) bool.
+        weights: (R, M).
+
+    Returns:
+        (R, C) in [0, 1]; NaN for a class that does not occur.
+    """
+    precisions = []
+    for probs, truth in zip(class_probs.T.contiguous(), present.T.contiguous(), strict=True):
+        ranked, order = probs.sort(descending=True, stable=True)
+        last = torch.searchsorted(-ranked, -ranked, right=True) - 1  # the last image of the same probability
+        of_images = weights[:, order]
+        positives = of_images * truth[order]
+        found, passed = positives.cumsum(dim=1)[:, last], of_images.cumsum(dim=1)[:, last]
+        precision = found / passed.clamp(min=1e-12)  # where nothing has passed, no image weighs anything
+        precisions.append((positives * precision).sum(dim=1) / positives.sum(dim=1))
+    return torch.stack(precisions, dim=1)
 
 
 def attention_scores(maps: Tensor, mask: Tensor, valid: Tensor, threshold: float) -> dict[str, Tensor]:

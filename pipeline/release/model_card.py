@@ -11,6 +11,8 @@ SHOWN = (
     ("mean IoU", "mean_iou"),
     ("pixel accuracy", "pixel_accuracy"),
     ("class accuracy", "class_accuracy"),
+    ("macro F1", "macro_f1"),
+    ("mean average precision of the classes", "mean_average_precision"),
     ("attention IoU", "attention_iou"),
     ("energy pointing game", "energy_pointing_game"),
     ("pointing game", "pointing_game"),

@@ -12,13 +12,15 @@ from pipeline.base.errors import PipelineError
 from pipeline.base.profile import Params
 from pipeline.report.bootstrap import interval
 from pipeline.report.study_charts import Mean, ShareMean
+from pipeline.report.tables import CONTROL, difference_table
 
 Seeds = dict[int, dict[str, dict[str, Tensor]]]  # seed to model to score to (1 + R,) replicates, the estimate first
 
-CONTROL = "control"
 HEADLINES = {
     "mean_iou": "mean IoU",
     "class_accuracy": "class acc.",
+    "macro_f1": "macro F1",
+    "mean_average_precision": "mAP",
     "attention_iou": "attention IoU",
     "energy_pointing_game": "energy PG",
     "pointing_game": "pointing game",
@@ -87,7 +89,10 @@ def study_rows(seeds: Seeds) -> list[dict[str, object]]:
 
 
 def study_table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Markdown: one row per model, mean and standard deviation over seeds of the headline scores, in percent."""
+    """Markdown: one row per model, mean and standard deviation over seeds of the headline scores, in percent.
+
+    Below it the differences of the means, see `tables.difference_table`.
+    """
     cells = {(str(row["model"]), str(row["score"])): row for row in rows}
     models = list(dict.fromkeys(model for model, _ in cells))
     lines = ["| model | " + " | ".join(HEADLINES.values()) + " |", "|---" * (len(HEADLINES) + 1) + "|"]
@@ -95,7 +100,8 @@ def study_table(rows: Sequence[Mapping[str, object]]) -> str:
         values = [cells[model, score] for score in HEADLINES]
         texts = [f"{100 * float(str(v['mean'])):.1f} ± {100 * float(str(v['std'])):.1f}" for v in values]
         lines.append(f"| {model} | {' | '.join(texts)} |")
-    return "\n".join(lines)
+    means = {model: [100 * float(str(cells[model, score]["mean"])) for score in HEADLINES] for model in models}
+    return "\n".join([*lines, "", difference_table(means, list(HEADLINES.values()))]).rstrip()
 
 
 def study_means(rows: Sequence[Mapping[str, object]], scores: Sequence[str]) -> dict[str, dict[str, Mean]]:

@@ -1,13 +1,18 @@
 """Markdown tables of scores; without torch, because the flows show them too."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+from pipeline.base.workspace import PRETRAINED
 
 Scores = dict[str, dict[str, float]]  # group to name to value, as in metrics.json
+CONTROL = "control"
 
 COLUMNS = {  # of the results table: (group, score) to title
     ("segmentation", "mean_iou"): "mean IoU",
     ("segmentation", "pixel_accuracy"): "pixel acc.",
     ("classification", "class_accuracy"): "class acc.",
+    ("classification", "macro_f1"): "macro F1",
+    ("classification", "mean_average_precision"): "mAP",
     ("attention", "attention_iou"): "attention IoU",
     ("attention", "energy_pointing_game"): "energy PG",
     ("attention", "pointing_game"): "pointing game",
@@ -19,13 +24,49 @@ COLUMNS = {  # of the results table: (group, score) to title
 
 
 def results_table(metrics: Mapping[str, Scores]) -> str:
-    """Markdown table of the scores to look at first, one row per model, in percent.
+    """Markdown table of the scores to look at first, one row per model, in percent; below it, where there is another
+    model beside PRETRAINED or CONTROL, a table of the differences to both.
 
-    Groups that a model lacks, such as context bias on data without counterfactual images, are left out.
+    Scores that a model lacks, such as context bias on data without counterfactual images, are left out.
     """
-    shown = {key: title for key, title in COLUMNS.items() if all(key[0] in groups for groups in metrics.values())}
-    lines = ["| model | " + " | ".join(shown.values()) + " |", "|---" * (len(shown) + 1) + "|"]
-    for model, groups in metrics.items():
-        cells = " | ".join(f"{100 * groups[group][name]:.1f}" for group, name in shown)
-        lines.append(f"| {model} | {cells} |")
+    shown = {
+        (group, name): title
+        for (group, name), title in COLUMNS.items()
+        if all(name in groups.get(group, {}) for groups in metrics.values())
+    }
+    values = {model: [100 * groups[group][name] for group, name in shown] for model, groups in metrics.items()}
+    titles = list(shown.values())
+    table = _table("model", titles, {model: [f"{value:.1f}" for value in row] for model, row in values.items()})
+    differences = difference_table(values, titles)
+    return f"{table}\n\n{differences}" if differences else table
+
+
+def difference_table(values: Mapping[str, Sequence[float]], titles: Sequence[str]) -> str:
+    """Markdown: how far each model lies from PRETRAINED and from CONTROL, in points, as `+1.0 / -0.2`.
+
+    Args:
+        values: of each model in percent, one per title.
+
+    Returns:
+        Nothing without a model to compare with, or to be compared.
+    """
+    references = [name for name in (PRETRAINED, CONTROL) if name in values]
+    rows = (
+        {
+            model: [
+                " / ".join("0" if model == name else f"{value - values[name][i]:+.1f}" for name in references)
+                for i, value in enumerate(row)
+            ]
+            for model, row in values.items()
+            if model != references[0]
+        }
+        if references
+        else {}
+    )
+    return _table(f"minus {' / '.join(references)}", titles, rows) if rows else ""
+
+
+def _table(corner: str, titles: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
+    lines = [f"| {corner} | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
+    lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
     return "\n".join(lines)

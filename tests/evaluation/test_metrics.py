@@ -17,6 +17,7 @@ from pipeline.evaluation.metrics import (
     attention_metrics,
     attention_metrics_by_size,
     attention_scores,
+    average_precision,
     class_iou,
     class_macro,
     class_macro_means,
@@ -120,7 +121,12 @@ def test_classification_scores_by_hand():
 
 def test_class_that_is_predicted_but_never_occurs_has_f1_zero():
     scores = classification_metrics(torch.tensor([[0.9, 0.9]]), torch.tensor([[1.0, 0.0]]), ones(1))
-    assert only_row(scores) == {"class_accuracy": 0.5, "exact_match": 0.0, "macro_f1": 0.5}
+    assert only_row(scores) == {
+        "class_accuracy": 0.5,
+        "exact_match": 0.0,
+        "macro_f1": 0.5,
+        "mean_average_precision": 1.0,
+    }
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -134,8 +140,42 @@ def test_classification_agrees_with_scikit_learn(seed):
             "class_accuracy": 1 - sklearn_metrics.hamming_loss(truth, guess),
             "exact_match": sklearn_metrics.accuracy_score(truth, guess),
             "macro_f1": sklearn_metrics.f1_score(truth, guess, average="macro"),
+            "mean_average_precision": sklearn_metrics.average_precision_score(truth, probs.numpy(), average="macro"),
         }
     )
+
+
+def test_average_precision_by_hand():
+    """Class 0 is found first, third and last of four, class 1 in a tie of three and last; class 2 does not occur."""
+    probs = torch.tensor([[0.9, 0.8, 0.5], [0.8, 0.8, 0.1], [0.7, 0.8, 0.1], [0.1, 0.2, 0.1]])
+    present = torch.tensor([[1, 1, 0], [0, 0, 0], [1, 0, 0], [1, 1, 0]]) > 0
+    found = average_precision(probs, present, ones(4))[0].tolist()
+    assert found[:2] == pytest.approx([(1 + 2 / 3 + 3 / 4) / 3, (1 / 3 + 2 / 4) / 2])
+    assert math.isnan(found[2])
+    scores = classification_metrics(probs, present.float(), ones(4))
+    assert only_row(scores)["mean_average_precision"] == pytest.approx(sum(found[:2]) / 2)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_average_precision_of_resamples_is_that_of_the_images_drawn(seed):
+    """Ties and images that weigh nothing included; scikit-learn scores the images as often as they were drawn."""
+    generator = torch.Generator().manual_seed(seed)
+    probs = (10 * torch.rand(30, 3, generator=generator)).round() / 10
+    present = torch.rand(30, 3, generator=generator) < 0.4
+    weights = random_weights(6, 30)
+    found = average_precision(probs, present, weights)
+    for row, counts in enumerate(weights.long()):
+        drawn = torch.arange(30).repeat_interleave(counts)
+        expected = sklearn_metrics.average_precision_score(present[drawn].numpy(), probs[drawn].numpy(), average=None)
+        assert found[row].tolist() == pytest.approx(expected.tolist())
+
+
+def test_images_of_highest_probability_may_weigh_nothing():
+    probs, present = torch.tensor([[0.9], [0.5], [0.4]]), torch.tensor([[True], [False], [True]])
+    weights = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]).double()
+    found = average_precision(probs, present, weights)[:, 0].tolist()
+    assert found[:3] == pytest.approx([1 / 2, 1, 1])
+    assert math.isnan(found[3])
 
 
 # ---- attention -------------------------------------------------------------------------------------------------------

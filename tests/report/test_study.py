@@ -6,7 +6,6 @@ import torch
 from pipeline.base.errors import PipelineError
 from pipeline.base.params import load_params
 from pipeline.report.study import (
-    CONTROL,
     HEADLINES,
     label_counts,
     label_fractions,
@@ -16,6 +15,7 @@ from pipeline.report.study import (
     study_rows,
     study_table,
 )
+from pipeline.report.tables import CONTROL
 
 
 def seeds_of(control: list[float], guided: list[float]) -> dict:
@@ -47,10 +47,12 @@ def test_difference_is_resampled_together_with_the_control():
 
 def test_table_shows_percent_and_spread():
     table = study_table(study_rows(seeds_of([0.1, 0.3], [0.5, 0.5])))
-    header, _, control, guided = table.splitlines()
+    header, _, control, guided, _, differences, _, difference = table.splitlines()
     assert header.count("|") == len(HEADLINES) + 2
     assert control.startswith("| control | 20.0 ± 14.1 |")
     assert guided.startswith("| guided | 50.0 ± 0.0 |")
+    assert differences.startswith("| minus control | mean IoU |")
+    assert difference.startswith("| guided | +30.0 |")
 
 
 def test_label_counts_span_the_seeds():

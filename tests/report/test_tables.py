@@ -1,0 +1,43 @@
+"""The results as Markdown."""
+
+from pipeline.report.tables import difference_table, results_table
+
+
+def scores(mean_iou: float, macro_f1: float, precision: float) -> dict[str, dict[str, float]]:
+    classification = {"macro_f1": macro_f1, "mean_average_precision": precision}
+    return {"segmentation": {"mean_iou": mean_iou}, "classification": classification}
+
+
+METRICS = {
+    "pretrained": scores(0.382, 0.5, 0.6),
+    "control": scores(0.380, 0.581, 0.711),
+    "gain_ext": scores(0.381, 0.52, 0.702),
+}
+
+
+def test_differences_stand_below_the_scores():
+    assert results_table(METRICS).splitlines() == [
+        "| model | mean IoU | macro F1 | mAP |",
+        "|---|---|---|---|",
+        "| pretrained | 38.2 | 50.0 | 60.0 |",
+        "| control | 38.0 | 58.1 | 71.1 |",
+        "| gain_ext | 38.1 | 52.0 | 70.2 |",
+        "",
+        "| minus pretrained / control | mean IoU | macro F1 | mAP |",
+        "|---|---|---|---|",
+        "| control | -0.2 / 0 | +8.1 / 0 | +11.1 / 0 |",
+        "| gain_ext | -0.1 / +0.1 | +2.0 / -6.1 | +10.2 / -0.9 |",
+    ]
+
+
+def test_models_without_a_reference_have_no_differences():
+    assert "minus" not in results_table({"gain": METRICS["gain_ext"]})
+    assert "minus" not in results_table({"control": METRICS["control"]})
+    assert "minus control" in results_table({name: METRICS[name] for name in ("control", "gain_ext")})
+    assert difference_table({}, []) == ""
+
+
+def test_scores_that_a_model_lacks_are_left_out():
+    old = {"segmentation": {"mean_iou": 0.4}, "classification": {"macro_f1": 0.5}}
+    header = results_table({"old": old, "new": METRICS["control"]}).splitlines()[0]
+    assert header == "| model | mean IoU | macro F1 |"
