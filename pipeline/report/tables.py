@@ -51,19 +51,14 @@ def difference_table(values: Mapping[str, Sequence[float]], titles: Sequence[str
         Nothing without a model to compare with, or to be compared.
     """
     references = [name for name in (PRETRAINED, CONTROL) if name in values]
-    rows = (
-        {
-            model: [
-                " / ".join("0" if model == name else f"{value - values[name][i]:+.1f}" for name in references)
-                for i, value in enumerate(row)
-            ]
-            for model, row in values.items()
-            if model != references[0]
-        }
-        if references
-        else {}
-    )
+    compared = [model for model in values if references and model != references[0]]
+    rows = {model: [_cell(model, column, values, references) for column in range(len(titles))] for model in compared}
     return _table(f"minus {' / '.join(references)}", titles, rows) if rows else ""
+
+
+def _cell(model: str, column: int, values: Mapping[str, Sequence[float]], references: Sequence[str]) -> str:
+    differences = {name: values[model][column] - values[name][column] for name in references}
+    return " / ".join("0" if name == model else f"{points:+.1f}" for name, points in differences.items())
 
 
 def _table(corner: str, titles: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
