@@ -18,6 +18,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pipeline.base.errors import PipelineError
 from pipeline.data.voc import IGNORE_INDEX, import_command, voc_palette
 
+# Mean and standard deviation of ImageNet in RGB, of values in [0, 1]; the convention of torchvision's VGG16 weights.
+RGB_MEAN = (0.485, 0.456, 0.406)
+RGB_STD = (0.229, 0.224, 0.225)
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 LOSSY_FORMATS = ("JPEG", "MPO", "WEBP")
 MANY_PICTURES = ("MPO",)  # a photograph and its previews: the first is what a viewer shows

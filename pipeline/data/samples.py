@@ -13,13 +13,9 @@ from torch.utils.data import Dataset
 from pipeline.base.sections import Augmentation
 from pipeline.data import voc
 from pipeline.data.guidance import Guidance
-from pipeline.data.images import decode_image, decode_mask
+from pipeline.data.images import RGB_MEAN, RGB_STD, decode_image, decode_mask
 from pipeline.data.manifest import ManifestRow
 from pipeline.data.resizing import resized_mask
-
-# Mean and standard deviation of ImageNet in RGB, the convention of torchvision's VGG16 weights.
-RGB_MEAN = (0.485, 0.456, 0.406)
-RGB_STD = (0.229, 0.224, 0.225)
 
 
 class Sample(NamedTuple):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.data.samples import RGB_MEAN, RGB_STD
+from pipeline.data.images import RGB_MEAN, RGB_STD
 from pipeline.model.batch_norm import BatchNorm2d, recomputation
 
 InputSpace = Literal["imagenet_rgb", "caffe_bgr"]

@@ -6,7 +6,7 @@ import torch
 
 from pipeline.base.errors import PipelineError
 from pipeline.base.files import atomic_file
-from pipeline.data.samples import RGB_MEAN, RGB_STD
+from pipeline.data.images import RGB_MEAN, RGB_STD
 from pipeline.model.weights import load_weights
 from pipeline.release.prediction import Outputs
 
