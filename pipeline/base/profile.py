@@ -13,6 +13,7 @@ from pipeline.base.sections import (
     Architecture,
     Attention,
     Classify,
+    Counterfactual,
     Download,
     EmbeddedData,
     Evaluate,
@@ -54,6 +55,7 @@ class Params(Section):
     resources: Resources
     download: Download = Field(discriminator="source")
     prepare: Prepare
+    counterfactual: Counterfactual
     model: Architecture
     pretrain: Pretrain
     classify: Classify
@@ -189,8 +191,8 @@ def _of_score(params: Params, place: str, name: str) -> Iterator[str]:
         yield f"{place}: the challenger is chosen on validation images, which have no {name}; choose one of {known}"
     elif name in SCORES["context_bias"] and not isinstance(params.download, EmbeddedData):
         yield (
-            f"{place}: {name} needs counterfactual test sets, which only download.source: embedded has; choose another "
-            "score"
+            f"{place}: {name} needs drawn counterfactual sets, which only download.source: embedded has; "
+            "counterfactual_worst_group is scored on any data set"
         )
     elif name == "insertion_auc" and params.evaluate.num_deletion_images == 0:
         yield f"{place}: {name} needs evaluate.num_deletion_images above 0"

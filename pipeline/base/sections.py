@@ -105,6 +105,16 @@ class Prepare(Section):
     allow: list[Literal["missing_classes", "duplicates"]]
 
 
+class Counterfactual(Section):
+    """Test images with object and ground separated, made from the masks (see datasets/counterfactual)."""
+
+    max_per_class: PositiveCount | None
+    least_object: Annotated[float, Field(gt=0.0, le=1.0)]
+    least_ground: Annotated[float, Field(gt=0.0, le=1.0)]
+    margin: Annotated[float, Field(ge=0.0, le=0.5)]
+    fill_blur: Annotated[float, Field(ge=0.0, le=0.5)]
+
+
 Download = EmbeddedData | Voc2012Data | FolderData
 SOURCES: dict[str, type[Section]] = {"embedded": EmbeddedData, "voc2012": Voc2012Data, "folder": FolderData}
 

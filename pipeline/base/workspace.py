@@ -39,6 +39,11 @@ class Workspace:
         return self.folder / "data" / "manifest.csv"
 
     @property
+    def counterfactual(self) -> Path:
+        """Test images with object and ground separated, in VOC layout, with a table of their own."""
+        return self.folder / "data" / "counterfactual"
+
+    @property
     def models(self) -> Path:
         """Weights, STAGE.safetensors or finetune/VARIANT.safetensors."""
         return self.folder / "models"

@@ -1,0 +1,1 @@
+"""Test images with object and ground separated, made from images and masks."""
