@@ -1,7 +1,7 @@
 """The names of all scores by group: what params.yaml may name, and what reports/evaluate/metrics.json holds.
 
 A test compares the list with what the stage evaluate writes. What each score means stands in evaluation/metrics.py,
-report/context_bias.py and report/faithfulness.py.
+report/context_bias.py, report/counterfactual_scores.py and report/faithfulness.py.
 """
 
 _BY_SIZE = ("attention_iou", "mask_precision", "mask_recall", "energy_pointing_game", "pointing_game")
@@ -25,6 +25,16 @@ SCORES: dict[str, tuple[str, ...]] = {
         "insertion_auc",
     ),
     "context_bias": ("object_without_context", "context_without_object", "overall", "worst_group"),
+    "counterfactual": (
+        "only_object",
+        "mixed_same",
+        "mixed_rand",
+        "no_object_filled",
+        "no_object_mean",
+        "background_gap",
+        "counterfactual_overall",
+        "counterfactual_worst_group",
+    ),
 }
 # Not scored on validation images, on which the challenger is chosen: they need other images, or cost too much.
 TEST_ONLY = (
@@ -32,10 +42,11 @@ TEST_ONLY = (
     "deletion_auc",
     "insertion_auc",
     *SCORES["context_bias"],
+    *SCORES["counterfactual"],
 )
 # They describe a map or the data and are no aim: neither more nor less of them is better.
 NO_AIM = ("pointing_game_centre", "coverage", "attention_best_threshold")
-LOWER_IS_BETTER = ("dead_map_rate", "deletion_auc")
+LOWER_IS_BETTER = ("dead_map_rate", "deletion_auc", "background_gap")
 
 
 def score_names() -> list[str]:

@@ -1,7 +1,7 @@
 """Every score of one model on held-out data, with its bootstrap over images."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from pipeline.evaluation.passes import Evaluation, Scoring, evaluate, validation
 from pipeline.model.fcn8s import FCN8s
 from pipeline.report.bootstrap import resample_weights
 from pipeline.report.context_bias import Predictions, context_bias_groups, context_bias_metrics
+from pipeline.report.counterfactual_scores import SeparatedSet, counterfactual_groups, counterfactual_metrics
 from pipeline.report.faithfulness import evaluate_faithfulness
 from pipeline.report.tables import Scores
 
@@ -38,6 +39,7 @@ class HeldOutData:
     counterfactual: Mapping[str, Iterable[Sample]]  # by split of COUNTERFACTUAL_SPLITS; empty for a data set without
     context_labels: Tensor  # (M', C) multi-hot, the classes whose ground each image of context_without_object shows
     faithfulness: Iterable[Sample]  # on which deletion and insertion are scored, counted from 0; may be empty
+    separated: Mapping[str, SeparatedSet] = field(default_factory=dict)  # by set; those that could be made
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ class ModelScores:
 def score_model(model: FCN8s, data: HeldOutData, options: ScoreOptions, device: torch.device) -> ModelScores:
     """Every score of a model in eval mode; the groups and names are those of base/scores.py.
 
-    Context bias needs counterfactual data, deletion and insertion at least one image to score them on.
+    Context bias needs counterfactual data, the scores of separated objects and grounds an image of their set, deletion
+    and insertion at least one image to score them on.
     """
     validation = validation_scores(evaluate(model, data.validation, device, options.scoring))
     result = evaluate(model, data.test, device, options.scoring)
@@ -94,6 +97,10 @@ def score_model(model: FCN8s, data: HeldOutData, options: ScoreOptions, device: 
     groups = _score_context_bias(model, data, options, device) if data.counterfactual else {}
     if groups:
         replicates["context_bias"] = context_bias_metrics(groups)
+    separated = _score_separated(model, data, options, device, weights)
+    if separated:
+        replicates["counterfactual"] = counterfactual_metrics(separated)
+        groups |= separated
     replicates["attention"] |= _score_faithfulness(model, data, options, device)
     confusion = result.confusions.sum(dim=0)
     return ModelScores(validation, replicates, _class_rows(data.class_names, confusion, result, groups), confusion)
@@ -114,6 +121,17 @@ def _score_context_bias(
         Predictions(objects.class_probs, objects.image_labels, object_weights),
         Predictions(contexts.class_probs, data.context_labels, context_weights),
     )
+
+
+def _score_separated(
+    model: FCN8s, data: HeldOutData, options: ScoreOptions, device: torch.device, weights: Tensor
+) -> dict[str, Tensor]:
+    """Images made from a test image weigh as it does: all sets are resampled together with the test split."""
+    predictions: dict[str, Predictions] = {}
+    for name, of_set in data.separated.items():
+        result = evaluate(model, of_set.batches, device, options.scoring, segmentation=False, attention=False)
+        predictions[name] = Predictions(result.class_probs, of_set.object_labels, weights[:, of_set.source_index])
+    return counterfactual_groups(predictions)
 
 
 def _score_faithfulness(

@@ -20,6 +20,8 @@ COLUMNS = {  # of the results table: (group, score) to title
     ("context_bias", "context_without_object"): "context w/o object",
     ("context_bias", "overall"): "overall",
     ("context_bias", "worst_group"): "worst group",
+    ("counterfactual", "background_gap"): "background gap",
+    ("counterfactual", "counterfactual_worst_group"): "worst cut-out group",
 }
 
 
@@ -27,7 +29,7 @@ def results_table(metrics: Mapping[str, Scores]) -> str:
     """Markdown table of the scores to look at first, one row per model, in percent; below it, where there is another
     model beside PRETRAINED or CONTROL, a table of the differences to both.
 
-    Scores that a model lacks, such as context bias on data without counterfactual images, are left out.
+    Scores that a model lacks, such as context bias on data without drawn counterfactual images, are left out.
     """
     shown = {
         (group, name): title

@@ -9,10 +9,12 @@ from small_scores import CPU, SCORING, split
 
 from pipeline.base.scores import SCORES, TEST_ONLY, score_names
 from pipeline.data.samples import Sample
+from pipeline.datasets.counterfactual.table import SETS
 from pipeline.evaluation.metrics import SIZE_SCORES, SIZES, class_iou
 from pipeline.evaluation.passes import evaluate, validation_scores
 from pipeline.gain.attention import attention_to_image, class_attention, normalise_attention
 from pipeline.report.bootstrap import interval
+from pipeline.report.counterfactual_scores import SeparatedSet
 from pipeline.report.faithfulness import deletion_and_insertion, evaluate_faithfulness
 from pipeline.report.model_scores import HeldOutData, ScoreOptions, score_model
 from pipeline.report.tables import results_table
@@ -34,6 +36,13 @@ def held_out(test_set) -> HeldOutData:
     )
 
 
+@pytest.fixture
+def separated(test_set) -> dict[str, SeparatedSet]:
+    """The eight test images also stand in for images made from the last four of them, two from each."""
+    labels = torch.eye(3)[torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])]
+    return {name: SeparatedSet(test_set, labels, torch.tensor([4, 4, 5, 5, 6, 6, 7, 7])) for name in SETS}
+
+
 def test_scores_of_a_model_are_estimates_and_their_resamples(sighted_model, test_set, held_out):
     scores = score_model(sighted_model, held_out, OPTIONS, CPU)
     assert list(scores.replicates) == ["segmentation", "classification", "attention", "context_bias"]
@@ -52,8 +61,9 @@ def test_scores_of_a_model_are_estimates_and_their_resamples(sighted_model, test
     assert low < flat["pixel_accuracy"] < high
 
 
-def test_scores_are_those_that_params_may_name(sighted_model, test_set, held_out):
-    scores = score_model(sighted_model, replace(held_out, faithfulness=test_set), OPTIONS, CPU)
+def test_scores_are_those_that_params_may_name(sighted_model, test_set, held_out, separated):
+    everything = replace(held_out, faithfulness=test_set, separated=separated)
+    scores = score_model(sighted_model, everything, OPTIONS, CPU)
     assert {group: tuple(names) for group, names in scores.replicates.items()} == SCORES
 
 
@@ -95,6 +105,46 @@ def test_sets_of_images_are_resampled_apart(sighted_model, test_set, held_out):
     total = cells[0] + cells[1]
     assert float(total[0]) == pytest.approx(1)
     assert (total[1:] - 1).abs().max() > 0.01
+
+
+def test_images_made_from_test_images_are_resampled_with_them(sighted_model, test_set, held_out, separated):
+    """The class of each was found in it or not; the weight of its source counts in every set alike."""
+    scores = score_model(sighted_model, replace(held_out, separated=separated), OPTIONS, CPU)
+    result = evaluate(sighted_model, test_set, CPU, SCORING)
+    labels = separated["only_object"].object_labels
+    found = ((result.class_probs >= 0.5) * labels).double()
+    weights = OPTIONS.weights("test", 8)[:, [4, 4, 5, 5, 6, 6, 7, 7]]
+    rates = (weights @ found) / (weights @ labels.double())
+    replicates = scores.replicates["counterfactual"]
+    for name in ("only_object", "mixed_same", "mixed_rand"):
+        assert torch.allclose(replicates[name], rates.nanmean(dim=1), equal_nan=True)
+    for name in ("no_object_filled", "no_object_mean"):
+        assert torch.allclose(replicates[name], (1 - rates).nanmean(dim=1), equal_nan=True)
+    # The same images in both mixed sets: with resamples of their own, the gap would scatter.
+    assert set(replicates["background_gap"][~replicates["background_gap"].isnan()].tolist()) == {0.0}
+    assert 0 < float(replicates["only_object"][0]) < 1
+    for row, rate in zip(scores.class_rows, rates[0].tolist(), strict=True):
+        assert (row["mixed_rand"], row["no_object_mean"]) == pytest.approx((rate, 1 - rate))
+        assert row["background_gap"] == 0
+
+
+def test_separated_objects_leave_the_other_scores_alone(sighted_model, held_out, separated):
+    before, after = (
+        score_model(sighted_model, replace(held_out, separated=sets), OPTIONS, CPU).replicates
+        for sets in ({}, separated)
+    )
+    for group, scores in before.items():
+        assert all(torch.equal(values, after[group][name]) or values.isnan().any() for name, values in scores.items())
+    assert set(after) - set(before) == {"counterfactual"}
+
+
+def test_sets_that_could_not_be_made_have_no_scores(sighted_model, held_out, separated):
+    sets = {name: of_set for name, of_set in separated.items() if not name.startswith("mixed")}
+    scores = score_model(sighted_model, replace(held_out, separated=sets, counterfactual={}), OPTIONS, CPU)
+    assert list(scores.replicates["counterfactual"]) == ["only_object", "no_object_filled", "no_object_mean"]
+    assert "background gap" not in results_table({"a": scores.estimates})
+    scores = score_model(sighted_model, replace(held_out, separated=separated, counterfactual={}), OPTIONS, CPU)
+    assert "| background gap | worst cut-out group |" in results_table({"a": scores.estimates})
 
 
 def pair_maps(model, batch: Sample) -> torch.Tensor:
