@@ -82,6 +82,13 @@ def test_dependencies_are_folders_where_a_stage_needs_more_than_one_file():
     assert not any(dependency.startswith("pipeline/tracking") for dependency in entries)
 
 
+def test_no_training_waits_for_the_counterfactual_sets():
+    made = DVC["stages"]["counterfactual"]["outs"]
+    assert made == ["data/counterfactual"]
+    readers = {name for name, stage in DVC["stages"].items() if set(stage["deps"]) & set(made)}
+    assert readers == {"evaluate"}
+
+
 def in_folder(entry: object) -> object:
     """A dependency, output or file of parameters of dvc.yaml as study/dvc.yaml must name it."""
     if isinstance(entry, dict):
@@ -109,7 +116,10 @@ def test_study_is_a_project_of_its_own_over_the_same_code():
 
 def test_every_stage_has_its_script_its_section_and_nothing_else():
     stages = list(DVC["stages"])
-    assert stages == ["configure", "download", "prepare", "pretrain", "classify", "finetune", "evaluate", "register"]
+    assert stages == [
+        "configure", "download", "prepare", "counterfactual", "pretrain", "classify", "finetune",
+        "evaluate", "register",
+    ]  # fmt: skip
     assert set(stages) - set(SECTIONS) == {"configure"}  # which has nothing to choose
     shared = {"runtime", "resources", "model", "attention", "variants", "promote"}  # promotion is no stage
     assert set(SECTIONS) - set(stages) == shared

@@ -76,6 +76,7 @@ HEAVY = {
     [
         ("stages.download", set()),
         ("stages.prepare", set()),
+        ("stages.counterfactual", set()),
         ("stages.pretrain, stages.train", {"torch", "lightning_fabric"}),
         ("stages.evaluate", set()),
         ("pipeline.report.comparison, pipeline.report.pictures", {"torch"}),

@@ -52,7 +52,7 @@ SMALL = {
 FROM_IMAGENET = {".pretrain.num_epochs": 1, ".pretrain.batch_size": 4, ".pretrain.crop_size": 48}
 SBD_ONLY = [f"2008_{900000 + i}" for i in range(4)]
 STAGES = (
-    ["configure"], ["download"], ["prepare"], ["pretrain"], ["classify"],
+    ["configure"], ["download"], ["prepare"], ["counterfactual"], ["pretrain"], ["classify"],
     ["finetune", "control"], ["finetune", "gain"], ["finetune", "gain_ext"], ["evaluate"], ["register"],
 )  # fmt: skip
 
@@ -147,7 +147,9 @@ def test_every_model_is_scored_on_every_pixel_at_native_resolution(repro):
     # A share of exactly the pixels that are not void; another number of pixels would leave a fraction.
     assert correct * (pixels - void) == pytest.approx(round(correct * (pixels - void)), abs=1e-6)
     assert list(metrics) == ["pretrained", "control", "gain", "gain_ext"]
-    assert set(metrics["gain_ext"]) == {"segmentation", "classification", "attention"}  # VOC has no counterfactual sets
+    # VOC has no drawn counterfactual sets. Each class is in one test image alone: nothing can be put on its ground.
+    assert set(metrics["gain_ext"]) == {"segmentation", "classification", "attention", "counterfactual"}
+    assert set(metrics["gain_ext"]["counterfactual"]) == {"only_object", "no_object_filled", "no_object_mean"}
     assert len({(row.height, row.width) for row in read_manifest(repro / "data/manifest.csv")}) > 10
     report = (repro / "reports/evaluate/report.md").read_text()
     assert "mean IoU" in report

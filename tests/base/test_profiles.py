@@ -157,7 +157,7 @@ def test_unused_change_is_told_what_to_change_instead():
         ({"register": {"metric": "coverage"}}, "register.metric: coverage cannot be named here"),
         ({"register": {"metric": "worst_group"}}, "the challenger is chosen on validation images, which have no worst"),
         ({"register": {"metric": "insertion_auc"}}, "register.metric: the challenger is chosen on validation images"),
-        ({"download": OWN["download"]}, "promote.better: worst_group needs counterfactual test sets"),
+        ({"download": OWN["download"]}, "promote.better: worst_group needs drawn counterfactual sets"),
         (
             {"promote": {"better": ["insertion_auc"]}, "evaluate": {"num_deletion_images": 0}},
             "promote.better: insertion_auc needs evaluate.num_deletion_images above 0",

@@ -19,6 +19,10 @@ from checkouts import (
 )
 
 from pipeline.base.files import digest_file
+from pipeline.data.images import decode_mask
+from pipeline.data.voc import mask_path, read_split
+from pipeline.datasets.counterfactual.table import OBJECT_SETS, SETS, read_table
+from pipeline.datasets.embedded import CLASS_NAMES
 
 pytestmark = pytest.mark.system
 
@@ -58,12 +62,29 @@ def test_every_model_is_scored(repro):
     assert {"pixel_accuracy", "mean_accuracy", "mean_iou", "frequency_weighted_iou"} == groups["segmentation"]
     assert {"attention_iou", "energy_pointing_game", "pointing_game", "dead_map_rate"} <= groups["attention"]
     assert {"object_without_context", "context_without_object", "overall", "worst_group"} == groups["context_bias"]
+    assert {"only_object", "no_object_filled", "no_object_mean"} <= groups["counterfactual"]
     assert "macro_f1" in groups["classification"]
     validation = json.loads((repro / "reports/evaluate/validation.json").read_text())
     assert list(validation) == list(metrics)
     for name, scores in validation.items():
         last = json.loads((repro / f"reports/finetune/{name}/summary.json").read_text()) if name != "pretrained" else {}
         assert {score: last.get(f"val/{score}", value) for score, value in scores.items()} == pytest.approx(scores)
+
+
+def test_objects_and_grounds_of_the_test_images_are_separated(repro):
+    """The scores are of the sets that could be made, and of all of the test images' own pixels."""
+    folder = repro / "data/counterfactual"
+    rows = read_table(folder)
+    metrics = json.loads((repro / "reports/evaluate/metrics.json").read_text())
+    assert {row.split for row in rows} == set(metrics["control"]["counterfactual"]) & set(SETS)
+    assert {row.source for row in rows} <= set(read_split(repro / "data/voc", "test"))
+    for row in rows:
+        mask = decode_mask(mask_path(folder, row.image_id))
+        own = decode_mask(mask_path(repro / "data/voc", row.source)) == CLASS_NAMES.index(row.object) + 1
+        assert (row.object in row.classes) == (row.split in OBJECT_SETS)
+        assert (mask[own] == (CLASS_NAMES.index(row.object) + 1 if row.split in OBJECT_SETS else 255)).all()
+    assert (folder / "not_made.csv").exists()
+    assert "only_object" in (repro / "reports/evaluate/tables/per_class.csv").read_text().splitlines()[0]
 
 
 def test_challenger_is_chosen_on_validation_images(repro):

@@ -33,10 +33,12 @@ def rewrite(folder, stage, **meta):
 def test_stages_come_after_what_they_depend_on_with_their_retries(repository):
     stages = {stage.name: stage for stage in dag.plan(repository)}
     names = list(stages)
-    assert len(names) == 10
+    assert len(names) == 11
     for before, after in [
         ("configure", "download"),
         ("download", "prepare"),
+        ("prepare", "counterfactual"),
+        ("counterfactual", "evaluate"),
         ("pretrain", "classify"),
         ("finetune@gain", "evaluate"),
     ]:

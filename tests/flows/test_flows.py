@@ -39,7 +39,7 @@ def newest(site: Site) -> FlowRun:
 def test_one_command_brings_the_pipeline_to_a_registered_model(site):
     log = (site.folder / "first.log").read_text()
     assert "pretrain: epoch 2/2" in log
-    assert "train/local: Completed: 10 of 10 stages ran" in log
+    assert "train/local: Completed: 11 of 11 stages ran" in log
     version = mlflow.MlflowClient(f"sqlite:///{site.folder}/mlflow.db").get_model_version_by_alias(
         "fcn8s-gain", "challenger"
     )
@@ -70,7 +70,7 @@ def test_servers_listen_on_loopback_only(site):
 
 def test_second_run_passes_through(site):
     state = site.finished(site.start())
-    assert state.state.message == "0 of 10 stages ran, 0 restored"
+    assert state.state.message == "0 of 11 stages ran, 0 restored"
     assert becomes(lambda: set(site.tasks(state.id).values()) == {"Unchanged"})
 
 
