@@ -8,6 +8,7 @@ from pipeline.base.profile import Params
 from pipeline.base.workspace import Workspace
 from pipeline.data.manifest import read_manifest
 from pipeline.data.voc import read_class_names
+from pipeline.datasets.counterfactual.table import read_table
 from pipeline.release.facts import VersionFacts, version_tags
 from pipeline.release.model_card import model_card, read_intervals
 from pipeline.release.registry import explain_choice, flat_scores, register_model, select_variant
@@ -22,7 +23,8 @@ def register(params: Params, space: Workspace) -> None:
     variant = select_variant(validation, params.register_.candidates, params.register_.metric)
     choice = explain_choice(validation, params.register_.candidates, params.register_.metric)
     rows, weights = read_manifest(space.manifest), space.weights(variant)
-    tags = version_tags(params, variant, weights, rows) | {"chosen_by": choice}
+    tested = [*rows, *read_table(space.counterfactual)]
+    tags = version_tags(params, variant, weights, tested) | {"chosen_by": choice}
     num_images = Counter(row.split for row in rows)
     intervals = read_intervals(evaluated / "tables" / "intervals.csv", variant)
     card = model_card(params, variant, read_class_names(space.data), num_images, intervals, choice)

@@ -86,7 +86,7 @@ def test_no_training_waits_for_the_counterfactual_sets():
     made = DVC["stages"]["counterfactual"]["outs"]
     assert made == ["data/counterfactual"]
     readers = {name for name, stage in DVC["stages"].items() if set(stage["deps"]) & set(made)}
-    assert readers == {"evaluate"}
+    assert readers == {"evaluate", "register"}
 
 
 def in_folder(entry: object) -> object:

@@ -32,7 +32,7 @@ def version_tags(params: Params, variant: str, weights: Path, rows: "Sequence[Ma
 
     Args:
         weights: the variant's safetensors file.
-        rows: the manifest of the data that it was trained and tested on.
+        rows: the images that it was trained and tested on: the manifest, then those of the stage counterfactual.
     """
     from pipeline.data.manifest import data_digest
 

@@ -154,6 +154,8 @@ def test_unused_change_is_told_what_to_change_instead():
         ({"promote": {"better": ["overal"]}}, "promote.better: no score is called 'overal'; did you mean 'overall'?"),
         ({"promote": {"not_below": {"mean_io": 0.1}}}, "promote.not_below: no score is called 'mean_io'"),
         ({"register": {"metric": "dead_map_rate"}}, "register.metric: dead_map_rate cannot be named here"),
+        ({"promote": {"better": ["background_gap"]}}, "promote.better: background_gap cannot be named here"),
+        ({"register": {"metric": "mixed_rand"}}, "on validation images, which have no mixed_rand"),
         ({"register": {"metric": "coverage"}}, "register.metric: coverage cannot be named here"),
         ({"register": {"metric": "worst_group"}}, "the challenger is chosen on validation images, which have no worst"),
         ({"register": {"metric": "insertion_auc"}}, "register.metric: the challenger is chosen on validation images"),
@@ -248,3 +250,9 @@ def test_data_where_the_pipeline_writes_are_refused_and_left_alone(inside, path)
 def test_data_that_are_not_there_are_named(inside, refused):
     message = refused(link_outside_files, own(inside, "nowhere"), Workspace())
     assert message == "params.yaml: download.path: nowhere does not exist; correct the path"
+
+
+@pytest.mark.parametrize("score", ["counterfactual_worst_group", "counterfactual_overall", "mixed_rand"])
+def test_scores_of_separated_objects_may_be_asked_for_on_any_data_set(tmp_path, score):
+    changes = {**OWN, "promote": {"better": [score], "not_below": {"no_object_filled": 0.01}}}
+    assert load_params(written(tmp_path, document(profile="p", profiles={"p": changes}))).promote.better == [score]

@@ -126,6 +126,9 @@ def test_runs_are_in_mlflow_with_training_and_test_scores(repro, monkeypatch):
     run = by_name["gain_ext-seed0"]
     assert {"loss/external_supervision", "val/mean_iou", "test/attention_iou"} <= set(run.data.metrics)
     assert run.data.params["finetune.loss_weights.external_supervision"] == "10.0"
+    # What the scores were made on is what promotion compares.
+    challenger = json.loads((repro / "reports/register/challenger.json").read_text())
+    assert run.data.tags["test_data_digest"] == challenger["test_data_digest"]
     images = [f.path for f in client.list_artifacts(run.info.run_id, "images")]
     assert any("attention+step+2" in path for path in images)
     for name in ("panels", "confusion", "class_iou", "loss_curves", "attention_evolution"):
