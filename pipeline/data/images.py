@@ -22,6 +22,7 @@ from pipeline.data.voc import IGNORE_INDEX, import_command, voc_palette
 RGB_MEAN = (0.485, 0.456, 0.406)
 RGB_STD = (0.229, 0.224, 0.225)
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+FASTEST = 1  # of PNG's nine levels of compression
 LOSSY_FORMATS = ("JPEG", "MPO", "WEBP")
 MANY_PICTURES = ("MPO",)  # a photograph and its previews: the first is what a viewer shows
 ORIENTATION_TAG, UPRIGHT, TURNED = 0x0112, 1, range(2, 9)  # of EXIF; other values mean nothing
@@ -180,13 +181,17 @@ def save_jpeg(image: Image.Image, path: Path, *, quality: int) -> None:
     _save(image, path, "JPEG", quality=quality)
 
 
-def save_png(image: NDArray[np.uint8], path: Path) -> None:
+def save_png(image: NDArray[np.uint8], path: Path, *, quickly: bool = False) -> None:
     """Write an RGB image, (H, W, 3) uint8, as PNG; `decode_image` gives it back.
+
+    Args:
+        quickly: in a third of the time, a few percent larger.
 
     Raises:
         OSError: the folder is missing or the disk is full.
     """
-    _save(Image.fromarray(image), path, "PNG")
+    options = {"compress_level": FASTEST} if quickly else {}
+    _save(Image.fromarray(image), path, "PNG", **options)
 
 
 def save_mask(mask: NDArray[np.uint8], path: Path) -> None:

@@ -113,6 +113,20 @@ def test_what_is_filled_in_is_smooth_and_the_rest_is_as_it_was():
     assert filled[1] < filled[2] < filled[3] < filled[4]
 
 
+@pytest.mark.parametrize("blur", [0.0, 0.02, 0.1])
+@pytest.mark.parametrize("box", [(20, 30, 25, 40), (0, 3, 0, 5), (55, 60, 70, 80), (0, 60, 10, 12)])
+def test_hole_is_filled_as_if_all_of_the_image_were_looked_at(blur, box):
+    from scipy.ndimage import distance_transform_edt, gaussian_filter
+
+    image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    hole = np.zeros((60, 80), bool)
+    hole[box[0] : box[1], box[2] : box[3]] = True
+    nearest = image[tuple(distance_transform_edt(hole, return_distances=False, return_indices=True))]
+    smooth = gaussian_filter(nearest.astype(np.float32), (80 * blur, 80 * blur, 0), mode="nearest")
+    expected = np.where(hole[..., None], smooth.round().astype(np.uint8), image)
+    assert np.array_equal(filled_from_around(image, hole, blur), expected)
+
+
 def test_image_without_a_hole_stays_as_it_is():
     assert np.array_equal(filled_from_around(IMAGE, np.zeros(MASK.shape, bool), 0.1), IMAGE)
 

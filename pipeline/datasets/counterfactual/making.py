@@ -149,7 +149,7 @@ def _write(folder: Path, class_names: Sequence[str], cutout: Cutout, made: _Made
     """Write one image and its mask."""
     image_id = f"{cutout.source}-{cutout.value}-{made.name}"
     image_path, mask_path = folder / "JPEGImages" / f"{image_id}.png", voc.mask_path(folder, image_id)
-    save_png(made.image, image_path)
+    save_png(made.image, image_path, quickly=True)
     save_mask(made.mask, mask_path)
     height, width = made.mask.shape
     return MadeImage(

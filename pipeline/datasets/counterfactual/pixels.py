@@ -5,6 +5,7 @@ where pixels are to be invented. A new mask is void where its pixels were invent
 is neither object nor ground.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,9 @@ Pixels = NDArray[np.uint8]
 Hole = NDArray[np.bool_]
 
 NEUTRAL = np.array([round(255 * value) for value in RGB_MEAN], np.uint8)  # as a crop fills up smaller images
+
+
+REACH = 4.0  # standard deviations after which a Gaussian is cut off
 
 
 class Ground(NamedTuple):
@@ -79,10 +83,14 @@ def filled_from_around(image: Pixels, hole: Hole, blur: float) -> Pixels:
 
     if not hole.any():
         return image
-    nearest = image[tuple(distance_transform_edt(hole, return_distances=False, return_indices=True))]
     deviation = blur * max(hole.shape)
-    smooth = gaussian_filter(nearest.astype(np.float32), (deviation, deviation, 0), mode="nearest")
-    return np.where(hole[..., None], smooth.round().astype(np.uint8), image)
+    around = _box_around(hole, math.ceil(REACH * deviation) + 1)  # what lies beyond it changes nothing in the hole
+    known, inside = image[around], hole[around]
+    nearest = known[tuple(distance_transform_edt(inside, return_distances=False, return_indices=True))]
+    smooth = gaussian_filter(nearest.astype(np.float32), (deviation, deviation, 0), mode="nearest", truncate=REACH)
+    filled = image.copy()
+    filled[around] = np.where(inside[..., None], smooth.round().astype(np.uint8), known)
+    return filled
 
 
 def fitted(ground: Ground, size: tuple[int, int]) -> Ground:
@@ -93,6 +101,13 @@ def fitted(ground: Ground, size: tuple[int, int]) -> Ground:
     image = ImageOps.fit(Image.fromarray(ground.image), (width, height), Image.Resampling.BICUBIC)
     invented = ImageOps.fit(Image.fromarray(ground.invented), (width, height), Image.Resampling.NEAREST)
     return Ground(np.array(image), np.array(invented, dtype=np.bool_))
+
+
+def _box_around(hole: Hole, reach: int) -> tuple[slice, slice]:
+    """Rows and columns of the hole, and so many pixels more on each side."""
+    rows, columns = (np.flatnonzero(hole.any(axis=axis)) for axis in (1, 0))
+    top, left = max(0, int(rows[0]) - reach), max(0, int(columns[0]) - reach)
+    return slice(top, int(rows[-1]) + reach + 1), slice(left, int(columns[-1]) + reach + 1)
 
 
 def _target(mask: Pixels, value: int, invented: Hole) -> Pixels:
