@@ -5,6 +5,7 @@ Pillow does with 16-bit colour. What has no certain 8-bit RGB is refused: floats
 file, transparency, several pictures in one file.
 """
 
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
@@ -22,7 +23,6 @@ from pipeline.data.voc import IGNORE_INDEX, import_command, voc_palette
 RGB_MEAN = (0.485, 0.456, 0.406)
 RGB_STD = (0.229, 0.224, 0.225)
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-FASTEST = 1  # of PNG's nine levels of compression
 LOSSY_FORMATS = ("JPEG", "MPO", "WEBP")
 MANY_PICTURES = ("MPO",)  # a photograph and its previews: the first is what a viewer shows
 ORIENTATION_TAG, UPRIGHT, TURNED = 0x0112, 1, range(2, 9)  # of EXIF; other values mean nothing
@@ -190,7 +190,7 @@ def save_png(image: NDArray[np.uint8], path: Path, *, quickly: bool = False) -> 
     Raises:
         OSError: the folder is missing or the disk is full.
     """
-    options = {"compress_level": FASTEST} if quickly else {}
+    options = {"compress_level": zlib.Z_BEST_SPEED, "compress_type": zlib.Z_RLE} if quickly else {}
     _save(Image.fromarray(image), path, "PNG", **options)
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 
 from pipeline.data.images import RGB_MEAN
 from pipeline.data.voc import IGNORE_INDEX
@@ -19,9 +19,7 @@ Pixels = NDArray[np.uint8]
 Hole = NDArray[np.bool_]
 
 NEUTRAL = np.array([round(255 * value) for value in RGB_MEAN], np.uint8)  # as a crop fills up smaller images
-
-
-REACH = 4.0  # standard deviations after which a Gaussian is cut off
+REACH = 4.0  # standard deviations beyond which Pillow's Gaussian, three box filters, has nothing
 
 
 class Ground(NamedTuple):
@@ -79,7 +77,7 @@ def filled_from_around(image: Pixels, hole: Hole, blur: float) -> Pixels:
         hole: not all of the image.
         blur: standard deviation of the Gaussian in fractions of the longer side.
     """
-    from scipy.ndimage import distance_transform_edt, gaussian_filter
+    from scipy.ndimage import distance_transform_edt
 
     if not hole.any():
         return image
@@ -87,9 +85,9 @@ def filled_from_around(image: Pixels, hole: Hole, blur: float) -> Pixels:
     around = _box_around(hole, math.ceil(REACH * deviation) + 1)  # what lies beyond it changes nothing in the hole
     known, inside = image[around], hole[around]
     nearest = known[tuple(distance_transform_edt(inside, return_distances=False, return_indices=True))]
-    smooth = gaussian_filter(nearest.astype(np.float32), (deviation, deviation, 0), mode="nearest", truncate=REACH)
+    smooth = np.asarray(Image.fromarray(nearest).filter(ImageFilter.GaussianBlur(deviation)))
     filled = image.copy()
-    filled[around] = np.where(inside[..., None], smooth.round().astype(np.uint8), known)
+    filled[around] = np.where(inside[..., None], smooth, known)
     return filled
 
 
