@@ -120,7 +120,7 @@ def _say_what_is_random(path: Path, reason: str, source: str, architecture: Arch
             f"{path}: {reason}, so the trunk alone can be taken, which cannot segment; set pretrain.num_epochs of "
             "params.yaml to at least 1"
         )
-    print(f"{path}: the trunk alone is taken ({reason}); {random} start at random", flush=True)
+    print(f"{path}: the trunk alone is taken ({reason}); random at first: {random}", flush=True)
     if INPUT_SPACES[source] == "caffe_bgr" and architecture.skip_scales != AT_ONCE:
         warn(
             f"params.yaml: model.skip_scales is {list(architecture.skip_scales)}, but activations of weights from "
@@ -136,9 +136,8 @@ def _from_pytorch_fcn(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _from_vgg16(tensors: Mapping[str, Tensor], model: FCN8s) -> dict[str, Tensor]:
     """torchvision numbers its layers; fc6 is a matrix over the 7 x 7 cells of pool5, here a convolution of them."""
     names, number = {}, 0
-    features = (
-        "features." if any(name.startswith("features.") for name in tensors) else ""
-    )  # saved as a whole, or alone
+    whole = any(name.startswith("features.") for name in tensors)  # else the convolutions were saved alone
+    features = "features." if whole else ""
     for block, (num_convs, _) in enumerate(VGG16_BLOCKS, start=1):
         for conv in range(1, num_convs + 1):
             names[f"{features}{number}"] = f"trunk.conv{block}_{conv}"

@@ -221,7 +221,7 @@ def test_convolutions_of_vgg16_are_enough(checkpoint, capsys, alone):
     state = {f"{alone}{name}": tensor for name, tensor in vgg.features.state_dict().items()}
     model = initial_model("imagenet", checkpoint(state), SLIM, ("cat",), seed=0)
     assert torch.equal(model.trunk.conv5_3.weight, vgg.features[28].weight)
-    assert "(the file has no fc6); fc6, fc7 and all scores start at random" in capsys.readouterr().out
+    assert "(the file has no fc6); random at first: fc6, fc7 and all scores" in capsys.readouterr().out
 
 
 def test_fc6_of_another_width_is_left_at_random(checkpoint, capsys):
