@@ -15,14 +15,14 @@ from pipeline.data import voc
 from pipeline.data.images import decode_image
 from pipeline.data.manifest import ManifestRow, read_manifest
 from pipeline.report.overlays import Picture, panel
-from pipeline.report.study import HEADLINES
-from pipeline.report.tables import results_table
+from pipeline.report.tables import HEADLINES, results_table
 from pipeline.tracking.server import connect, find_run
 
 REPOSITORY = Path(__file__).parents[1]
 DATA = REPOSITORY / "data" / "voc"
 REPORTS = REPOSITORY / "reports" / "evaluate"
 STUDY = REPOSITORY / "study"
+PHOTOGRAPHS = REPOSITORY / "photos-study"
 
 
 def main() -> None:
@@ -34,35 +34,48 @@ def main() -> None:
         reduced.save(REPOSITORY / "docs" / f"{name}.png", optimize=True)
     metrics = json.loads((REPORTS / "metrics.json").read_text(encoding="utf-8"))
     insert(REPOSITORY / "README.md", {"results": results_table(metrics)})
-    study = (STUDY / "results" / "table.md").read_text(encoding="utf-8").strip()
-    insert(REPOSITORY / "docs" / "study.md", {"study": study})
+    for folder, page in {STUDY: "study", PHOTOGRAPHS: "photographs"}.items():
+        table = (folder / "results" / "table.md").read_text(encoding="utf-8").strip()
+        insert(REPOSITORY / "docs" / f"{page}.md", {page: table})
     dvc = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))
     insert(REPOSITORY / "docs" / "parameters.md", {"parameters": parameter_table(dvc)})
     insert(REPOSITORY / "docs" / "development.md", {"rooms": room_table(dvc)})
     insert_benchmarks()
-    (REPOSITORY / "docs" / "study-runs.md").write_text(study_runs(), encoding="utf-8")
+    runs = {
+        "study": study_runs(STUDY, "The study", "make study"),
+        "photographs": study_runs(PHOTOGRAPHS, "The study of photographs", "make photos-study DATA=..."),
+    }
+    for page, text in runs.items():
+        (REPOSITORY / "docs" / f"{page}-runs.md").write_text(text, encoding="utf-8")
 
 
-def study_runs() -> str:
-    """Every row behind the study's means, with the MLflow run that trained and scored it."""
+def study_runs(folder: Path, title: str, command: str) -> str:
+    """Every row behind the means of a study, with the MLflow run that trained and scored it.
+
+    Args:
+        folder: of the study.
+        command: that runs it.
+    """
     client, experiment_id = connect()
+    with (folder / "results" / "per_seed.csv").open(newline="", encoding="utf-8") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: row["model"])
+    shown = [name for name in rows[0] if name in HEADLINES]
     lines = [
-        "# The study, run by run",
+        f"# {title}, run by run",
         "",
-        "Percent; the run id is that of the MLflow run in which the model was trained and scored (`make study`, then",
-        "`gain ui`). Means, intervals and differences: [results.csv](../study/results/results.csv).",
+        f"Percent; the run id is that of the MLflow run in which the model was trained and scored (`{command}`, then",
+        f"`gain ui`). Means, intervals and differences: [results.csv](../{folder.name}/results/results.csv).",
         "",
-        "| model | seed | " + " | ".join(HEADLINES.values()) + " | MLflow run |",
-        "|---" * (len(HEADLINES) + 3) + "|",
+        "| model | seed | " + " | ".join(HEADLINES[name] for name in shown) + " | MLflow run |",
+        "|---" * (len(shown) + 3) + "|",
     ]
-    with (STUDY / "results" / "per_seed.csv").open(newline="", encoding="utf-8") as file:
-        for row in sorted(csv.DictReader(file), key=lambda row: row["model"]):
-            models = STUDY / f"seed{row['seed']}" / "models"
-            finetuned = models / "finetune" / f"{row['model']}.safetensors"
-            weights = finetuned if finetuned.exists() else models / "classify.safetensors"
-            scores = " | ".join(f"{100 * float(row[name]):.1f}" for name in HEADLINES)
-            run_id = find_run(client, experiment_id, digest_file(weights)) or "not in this tracking server"
-            lines.append(f"| {row['model']} | {row['seed']} | {scores} | `{run_id}` |")
+    for row in rows:
+        models = folder / f"seed{row['seed']}" / "models"
+        finetuned = models / "finetune" / f"{row['model']}.safetensors"
+        weights = finetuned if finetuned.exists() else models / "classify.safetensors"
+        scores = " | ".join(f"{100 * float(row[name]):.1f}" for name in shown)
+        run_id = find_run(client, experiment_id, digest_file(weights)) or "not in this tracking server"
+        lines.append(f"| {row['model']} | {row['seed']} | {scores} | `{run_id}` |")
     return "\n".join(lines) + "\n"
 
 

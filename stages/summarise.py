@@ -6,6 +6,7 @@ from pipeline.base.workspace import Workspace
 from pipeline.report.curves import compared_curves
 from pipeline.report.figures import write_pictures
 from pipeline.report.study import (
+    charted_scores,
     label_counts,
     label_fractions,
     per_seed_rows,
@@ -17,8 +18,6 @@ from pipeline.report.study import (
 from pipeline.report.study_charts import interval_chart, label_count_curve
 from pipeline.report.tables import CONTROL
 from stages.run import run_stage
-
-FIGURE_SCORES = ("mean_iou", "attention_iou", "energy_pointing_game", "pointing_game", "overall", "class_accuracy")
 
 
 def summarise(params: Params, space: Workspace) -> None:
@@ -33,13 +32,14 @@ def summarise(params: Params, space: Workspace) -> None:
     write_csv(results / "results.csv", rows)
     write_csv(results / "per_seed.csv", per_seed_rows(seeds))
     write_text(results / "table.md", study_table(rows) + "\n")
-    means = study_means(rows, FIGURE_SCORES)
-    points = label_counts(seeds, label_fractions(params), FIGURE_SCORES)
+    drawn = charted_scores(seeds)
+    means = study_means(rows, drawn)
+    points = label_counts(seeds, label_fractions(params), drawn)
     first = Workspace(study / f"seed{min(seeds)}")
     curves = {name: read_numbers(first.training_report(name) / "curves.csv") for name in params.variants}
     pictures = {
         "scores": interval_chart(means, reference=CONTROL),
-        "label_count": label_count_curve(points, {score: means[score][CONTROL].mean for score in FIGURE_SCORES}),
+        "label_count": label_count_curve(points, {score: means[score][CONTROL].mean for score in drawn}),
         "curves": compared_curves(curves),
     }
     write_pictures(results, pictures, optimize=True)

@@ -1,7 +1,7 @@
 """Several seeds of the same models put together: means, their spread over seeds and intervals over images."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,23 +12,20 @@ from pipeline.base.errors import PipelineError
 from pipeline.base.profile import Params
 from pipeline.report.bootstrap import interval
 from pipeline.report.study_charts import Mean, ShareMean
-from pipeline.report.tables import CONTROL, difference_table
+from pipeline.report.tables import CONTROL, HEADLINES, difference_table, markdown_table
 
 Seeds = dict[int, dict[str, dict[str, Tensor]]]  # seed to model to score to (1 + R,) replicates, the estimate first
 
-HEADLINES = {
-    "mean_iou": "mean IoU",
-    "class_accuracy": "class acc.",
-    "macro_f1": "macro F1",
-    "mean_average_precision": "mAP",
-    "attention_iou": "attention IoU",
-    "energy_pointing_game": "energy PG",
-    "pointing_game": "pointing game",
-    "object_without_context": "object w/o context",
-    "context_without_object": "context w/o object",
-    "overall": "overall",
-    "worst_group": "worst group",
-}
+NUM_CHARTS = 6
+CHARTED = (
+    "mean_iou",
+    "macro_f1",
+    "attention_iou",
+    "energy_pointing_game",
+    "pointing_game",
+    "overall",
+    "background_gap",
+)
 
 
 def read_seeds(folder: Path) -> Seeds:
@@ -47,17 +44,28 @@ def read_seeds(folder: Path) -> Seeds:
     return seeds
 
 
+def headlines(seeds: Seeds, candidates: Iterable[str] = HEADLINES) -> list[str]:
+    """Those of the scores that every model of every seed has; which ones there are depends on the data."""
+    return [score for score in candidates if all(score in of for models in seeds.values() for of in models.values())]
+
+
+def charted_scores(seeds: Seeds) -> list[str]:
+    """Those to draw: at most NUM_CHARTS of CHARTED, whose last one stands in on data without drawn images."""
+    return headlines(seeds, CHARTED)[:NUM_CHARTS]
+
+
 def per_seed_rows(seeds: Seeds) -> list[dict[str, object]]:
-    """One row per model and seed with the HEADLINES."""
+    """One row per model and seed with its `headlines`."""
+    shown = headlines(seeds)
     return [
-        {"model": name, "seed": seed, **{score: float(replicates[score][0]) for score in HEADLINES}}
+        {"model": name, "seed": seed, **{score: float(replicates[score][0]) for score in shown}}
         for seed, models in seeds.items()
         for name, replicates in models.items()
     ]
 
 
 def study_rows(seeds: Seeds) -> list[dict[str, object]]:
-    """One row per model and score.
+    """One row per model and score that every seed has.
 
     mean: over seeds. std: sample standard deviation over seeds. low_95, high_95: bootstrap interval of the mean over
     images, the seeds held fixed. difference, difference_low_95, difference_high_95: the same for the model minus the
@@ -66,7 +74,7 @@ def study_rows(seeds: Seeds) -> list[dict[str, object]]:
     first = next(iter(seeds.values()))
     rows: list[dict[str, object]] = []
     for model, scores in first.items():
-        for score in scores:
+        for score in headlines(seeds, scores):
             values, control = (torch.stack([of[name][score] for of in seeds.values()]) for name in (model, CONTROL))
             mean, difference = values.mean(dim=0), (values - control).mean(dim=0)
             low, high = interval(mean)
@@ -89,19 +97,19 @@ def study_rows(seeds: Seeds) -> list[dict[str, object]]:
 
 
 def study_table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Markdown: one row per model, mean and standard deviation over seeds of the headline scores, in percent.
+    """Markdown: one row per model, mean and standard deviation over seeds of the scores to look at first, in percent.
 
     Below it the differences of the means, see `tables.difference_table`.
     """
-    cells = {(str(row["model"]), str(row["score"])): row for row in rows}
-    models = list(dict.fromkeys(model for model, _ in cells))
-    lines = ["| model | " + " | ".join(HEADLINES.values()) + " |", "|---" * (len(HEADLINES) + 1) + "|"]
-    for model in models:
-        values = [cells[model, score] for score in HEADLINES]
-        texts = [f"{100 * float(str(v['mean'])):.1f} ± {100 * float(str(v['std'])):.1f}" for v in values]
-        lines.append(f"| {model} | {' | '.join(texts)} |")
-    means = {model: [100 * float(str(cells[model, score]["mean"])) for score in HEADLINES] for model in models}
-    return "\n".join([*lines, "", difference_table(means, list(HEADLINES.values()))]).rstrip()
+    cells: dict[str, dict[str, tuple[float, float]]] = {}
+    for row in rows:
+        mean, std = (100 * float(str(row[key])) for key in ("mean", "std"))
+        cells.setdefault(str(row["model"]), {})[str(row["score"])] = (mean, std)
+    shown = [score for score in HEADLINES if all(score in of for of in cells.values())]
+    titles = [HEADLINES[score] for score in shown]
+    texts = {model: ["{:.1f} ± {:.1f}".format(*of[score]) for score in shown] for model, of in cells.items()}
+    means = {model: [of[score][0] for score in shown] for model, of in cells.items()}
+    return f"{markdown_table('model', titles, texts)}\n\n{difference_table(means, titles)}".rstrip()
 
 
 def study_means(rows: Sequence[Mapping[str, object]], scores: Sequence[str]) -> dict[str, dict[str, Mean]]:

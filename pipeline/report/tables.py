@@ -7,9 +7,8 @@ from pipeline.base.workspace import PRETRAINED
 Scores = dict[str, dict[str, float]]  # group to name to value, as in metrics.json
 CONTROL = "control"
 
-COLUMNS = {  # of the results table: (group, score) to title
+COLUMNS = {  # the scores to look at first: (group, score) to title
     ("segmentation", "mean_iou"): "mean IoU",
-    ("segmentation", "pixel_accuracy"): "pixel acc.",
     ("classification", "class_accuracy"): "class acc.",
     ("classification", "macro_f1"): "macro F1",
     ("classification", "mean_average_precision"): "mAP",
@@ -25,6 +24,9 @@ COLUMNS = {  # of the results table: (group, score) to title
 }
 
 
+HEADLINES = {score: title for (_, score), title in COLUMNS.items()}
+
+
 def results_table(metrics: Mapping[str, Scores]) -> str:
     """Markdown table of the scores to look at first, one row per model, in percent; below it, where there is another
     model beside PRETRAINED or CONTROL, a table of the differences to both.
@@ -38,7 +40,7 @@ def results_table(metrics: Mapping[str, Scores]) -> str:
     }
     values = {model: [100 * groups[group][name] for group, name in shown] for model, groups in metrics.items()}
     titles = list(shown.values())
-    table = _table("model", titles, {model: [f"{value:.1f}" for value in row] for model, row in values.items()})
+    table = markdown_table("model", titles, {model: [f"{value:.1f}" for value in row] for model, row in values.items()})
     differences = difference_table(values, titles)
     return f"{table}\n\n{differences}" if differences else table
 
@@ -55,15 +57,16 @@ def difference_table(values: Mapping[str, Sequence[float]], titles: Sequence[str
     references = [name for name in (PRETRAINED, CONTROL) if name in values]
     compared = [model for model in values if references and model != references[0]]
     rows = {model: [_cell(model, column, values, references) for column in range(len(titles))] for model in compared}
-    return _table(f"minus {' / '.join(references)}", titles, rows) if rows else ""
+    return markdown_table(f"minus {' / '.join(references)}", titles, rows) if rows else ""
+
+
+def markdown_table(corner: str, titles: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
+    """A row of cells per name, below a header of `corner` and the titles."""
+    lines = [f"| {corner} | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
+    lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
+    return "\n".join(lines)
 
 
 def _cell(model: str, column: int, values: Mapping[str, Sequence[float]], references: Sequence[str]) -> str:
     differences = {name: values[model][column] - values[name][column] for name in references}
     return " / ".join("0" if name == model else f"{points:+.1f}" for name, points in differences.items())
-
-
-def _table(corner: str, titles: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
-    lines = [f"| {corner} | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
-    lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
-    return "\n".join(lines)

@@ -6,7 +6,6 @@ import torch
 from pipeline.base.errors import PipelineError
 from pipeline.base.params import load_params
 from pipeline.report.study import (
-    HEADLINES,
     label_counts,
     label_fractions,
     per_seed_rows,
@@ -15,7 +14,7 @@ from pipeline.report.study import (
     study_rows,
     study_table,
 )
-from pipeline.report.tables import CONTROL
+from pipeline.report.tables import CONTROL, HEADLINES
 
 
 def seeds_of(control: list[float], guided: list[float]) -> dict:
