@@ -6,7 +6,7 @@ PYTHON ?= $(shell for name in $(BIN)/python python3.11 python3.12 python3.13 pyt
 	$$name -c '$(SUPPORTED)' 2> /dev/null && echo $$name && break; done)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro study check test lint units all-tests team-test ui-test flow down doctor bench docs format ui lock clean git-repository
+.PHONY: help repro study photos-study check test lint units all-tests team-test ui-test flow down doctor bench docs format ui lock clean git-repository
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -18,6 +18,16 @@ repro: $(BIN)/.installed ## run the pipeline: data, training, evaluation, regist
 study: $(BIN)/.installed ## every variant over three seeds: the table and figures of study/results
 	printf '%s\n' 0 1 2 | OMP_NUM_THREADS=1 xargs -P 3 -I SEED $(BIN)/dvc --cd study --wait-for-lock repro evaluate@SEED
 	$(BIN)/dvc --cd study repro
+
+# photos-study/study.yaml names the profile, as the lock must say with which weights its results were made.
+photos-study: $(BIN)/.installed ## the same on photographs: DATA=folder or archive in VOC layout, WEIGHTS=VGG16 with Caffe's names (else ImageNet's)
+	@test -e "$(DATA)" || { echo "make: error: DATA=$(DATA): no such folder or archive; say make photos-study DATA=/path/of/photographs" >&2; exit 1; }
+	@test -z "$(WEIGHTS)" -o -f "$(WEIGHTS)" || { echo "make: error: WEIGHTS=$(WEIGHTS): no such file; correct the path, or leave it out" >&2; exit 1; }
+	ln -sfn "$(abspath $(DATA))" photos-study/photographs
+	$(if $(WEIGHTS),ln -sfn "$(abspath $(WEIGHTS))" photos-study/weights)
+	sed -i.before 's/^  profile: .*/  profile: photos-study$(if $(WEIGHTS),,-imagenet)/' photos-study/study.yaml
+	rm photos-study/study.yaml.before
+	$(BIN)/dvc --cd photos-study repro
 
 check: $(BIN)/.installed ## lint, types, import contract, tests that start no process: what to run before a commit
 	@$(MAKE) --no-print-directory --jobs 2 lint units
@@ -80,7 +90,7 @@ lock: $(BIN)/.installed ## resolve requirements.lock again, for Python 3.11 to 3
 		--custom-compile-command "make lock" pyproject.toml -o requirements.lock
 
 clean: ## remove what the pipeline made, keep the DVC cache and the environment
-	rm -rf data models checkpoints study/seed* .tracking .runs mlflow.db mlruns
+	rm -rf data models checkpoints study/seed* photos-study/seed* .tracking .runs mlflow.db mlruns
 	find reports -mindepth 1 -maxdepth 1 ! -name configure -exec rm -rf {} + # configure's are in Git, links included
 
 git-repository:

@@ -17,6 +17,7 @@ REPOSITORY = Path(__file__).parents[1]
 DVC = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())
 PARAMS = read_document(REPOSITORY / "params.yaml")
 STUDY = yaml.safe_load((REPOSITORY / "study" / "dvc.yaml").read_text())
+STUDIES = ("study", "photos-study")  # folders and profiles
 MOST_LINES = 50  # of a stage
 
 # They change how a stage is started, what is watched and what is recorded, never a result.
@@ -106,12 +107,16 @@ def test_study_runs_the_same_stages_in_a_folder_per_seed(stage):
     assert found["cmd"] == f"cd .. && {expected['cmd']}{asked} --folder ${{study.folder}}/seed${{item.seed}}"
 
 
-def test_study_is_a_project_of_its_own_over_the_same_code():
-    assert (REPOSITORY / "study" / ".dvc" / "config").exists()
+@pytest.mark.parametrize("study", STUDIES)
+def test_study_is_a_project_of_its_own_over_the_same_code(study):
+    folder = REPOSITORY / study
+    assert (folder / ".dvc" / "config").exists()
     for name in ("pipeline", "stages", "params.yaml"):
-        assert (REPOSITORY / "study" / name).resolve() == REPOSITORY / name
-    ignored = (REPOSITORY / ".dvcignore").read_text()
-    assert (REPOSITORY / "study" / ".dvcignore").read_text().strip() in ignored
+        assert (folder / name).resolve() == REPOSITORY / name
+    assert (folder / "dvc.yaml").resolve() == REPOSITORY / "study" / "dvc.yaml"
+    options = yaml.safe_load((folder / "study.yaml").read_text())["study"]
+    assert (options["folder"], options["seeds"]) == (study, [0, 1, 2])  # which `summarise` names
+    assert (folder / ".dvcignore").read_text().strip() in (REPOSITORY / ".dvcignore").read_text()
 
 
 def test_every_stage_has_its_script_its_section_and_nothing_else():
@@ -135,10 +140,8 @@ def test_params_have_no_aliases():
 
 @pytest.mark.parametrize("profile", list(PARAMS["profiles"]))
 def test_variants_of_dvc_are_the_variants_of_every_profile(profile):
-    check_matrix(
-        load_params(REPOSITORY / "params.yaml", profile=profile),
-        REPOSITORY / ("study/dvc.yaml" if profile == "study" else "dvc.yaml"),
-    )
+    project = next((folder for folder in STUDIES if profile.startswith(folder)), ".")
+    check_matrix(load_params(REPOSITORY / "params.yaml", profile=profile), REPOSITORY / project / "dvc.yaml")
 
 
 def folder_digest(folder: Path) -> str:
@@ -155,7 +158,7 @@ def folder_digest(folder: Path) -> str:
     )
 
 
-@pytest.mark.parametrize("name", ["dvc.lock", "study/dvc.lock"])
+@pytest.mark.parametrize("name", ["dvc.lock", *(f"{study}/dvc.lock" for study in STUDIES)])
 def test_lock_belongs_to_the_committed_code(name):
     """The lock's digests of code are those of the code: its results were made by what is here."""
     lock = yaml.safe_load((REPOSITORY / name).read_text())
@@ -169,7 +172,9 @@ def test_lock_belongs_to_the_committed_code(name):
         assert found == md5, f"{path}: run `make repro` or `make study` and commit the lock and what it made"
 
 
-@pytest.mark.parametrize(("name", "profile"), [("dvc.lock", "embedded"), ("study/dvc.lock", "study")])
+@pytest.mark.parametrize(
+    ("name", "profile"), [("dvc.lock", "embedded"), *((f"{study}/dvc.lock", study) for study in STUDIES)]
+)
 def test_lock_belongs_to_the_committed_parameters(name, profile):
     lock = read_document(REPOSITORY / name)
     for stage_name, stage in lock["stages"].items():
