@@ -1,5 +1,6 @@
 """How much memory and disk a profile needs, estimated from its network and data before anything is computed."""
 
+import math
 from contextlib import suppress
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from pipeline.base.errors import PipelineError
 from pipeline.base.profile import Params
 from pipeline.base.sections import EmbeddedData, Voc2012Data
 from pipeline.data.manifest import read_manifest
+from pipeline.datasets.counterfactual.table import SETS
 
 NUM_CLASSES = 20  # of the estimate: VOC's; the layers that depend on it are small
 BYTES_PER_WEIGHT = 16  # weight, gradient and the two moments of Adam, in float32
@@ -15,6 +17,9 @@ LAYERS_ALIVE = 4  # without gradients: a layer's input, output, ReLU and scratch
 LARGEST_SIDE = 500  # pixels, of an image of VOC
 VOC2012_BYTES = 9.0e9  # the archives, their files and DVC's copy of them
 BYTES_PER_PIXEL = 3.0  # of an image and its mask on disk: embedded set, palette PNG and JPEG at quality 95
+SEPARATED_BYTES_PER_PIXEL = 1.5  # the same of PNG
+OBJECTS_PER_IMAGE = 1.5  # of different classes, as in VOC
+TEST_IMAGES = {"seg11valid": 736, "val": 1449}
 
 
 def training_bytes(params: Params) -> int:
@@ -37,7 +42,7 @@ def evaluation_bytes(params: Params, size: tuple[int, int]) -> int:
 
 
 def disk_bytes(params: Params, *, data_is_there: bool) -> int:
-    """What a run writes, in bytes: the data set, unless it is there, and the models, with DVC's copies."""
+    """What a run writes, in bytes, with DVC's copies: data, unless they are there, separated test images, models."""
     options = params.download
     if isinstance(options, EmbeddedData):
         counts = (options.num_train, options.num_val, options.num_test, 2 * options.num_counterfactual)
@@ -46,9 +51,22 @@ def disk_bytes(params: Params, *, data_is_there: bool) -> int:
         data = VOC2012_BYTES
     else:
         data = 0.0
+    data += _counterfactual_bytes(params)
     num_models = 2 + len(params.variants)  # of pretrain, classify and each variant
     copies = 2 * num_models + 3  # each also in DVC's cache, and one checkpoint with Adam's moments
     return round(data + copies * 4 * _network(params, (32, 32))[0])
+
+
+def _counterfactual_bytes(params: Params) -> float:
+    """Of the images of the stage counterfactual, of which an unknown number of test images sets no limit."""
+    options, side, most = params.download, LARGEST_SIDE, math.inf
+    if isinstance(options, EmbeddedData):
+        side, most = options.image_size, OBJECTS_PER_IMAGE * options.num_test
+    elif isinstance(options, Voc2012Data):
+        most = OBJECTS_PER_IMAGE * TEST_IMAGES[options.test_split]
+    per_class = params.counterfactual.max_per_class
+    objects = min(most, NUM_CLASSES * per_class) if per_class else most
+    return 2 * len(SETS) * side**2 * SEPARATED_BYTES_PER_PIXEL * (objects if math.isfinite(objects) else 0.0)
 
 
 def largest_image(params: Params, folder: Path) -> tuple[int, int]:

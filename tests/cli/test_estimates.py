@@ -36,3 +36,10 @@ def test_largest_image_is_that_of_the_profile_without_a_manifest(tmp_path):
     smoke = load_params(PARAMS, profile="smoke")
     assert largest_image(smoke, tmp_path) == (smoke.download.image_size,) * 2
     assert largest_image(load_params(PARAMS, profile="voc2012"), tmp_path) == (500, 500)
+
+
+def test_separated_test_images_need_disk():
+    params = load_params(PARAMS, profile="voc2012")
+    fewer = params.model_copy(update={"counterfactual": params.counterfactual.model_copy(update={"max_per_class": 1})})
+    difference = disk_bytes(params, data_is_there=True) - disk_bytes(fewer, data_is_there=True)
+    assert difference == 2 * 5 * (1000 - 20) * 500 * 500 * 1.5  # 5 images of an object and DVC's copy of each
