@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.base.ranks import gathered
+from pipeline.base.scores import TEST_ONLY
 from pipeline.data.samples import Sample
 from pipeline.data.voc import IGNORE_INDEX
 from pipeline.evaluation.metrics import (
@@ -121,7 +122,7 @@ def validation_scores(result: Evaluation) -> dict[str, float]:
     if result.attention:
         scores |= classification_metrics(result.class_probs, result.image_labels, weights)
         scores |= attention_metrics(result.attention, weights)
-    return {name: float(values) for name, values in scores.items()}
+    return {name: float(values) for name, values in scores.items() if name not in TEST_ONLY}
 
 
 def _score_attention(view: View, batch: Sample, target: Tensor, scoring: Scoring) -> dict[str, Tensor]:
