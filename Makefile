@@ -23,8 +23,8 @@ study: $(BIN)/.installed ## every variant over three seeds: the table and figure
 photos-study: $(BIN)/.installed ## the same on photographs: DATA=folder or archive in VOC layout, WEIGHTS=VGG16 with Caffe's names (else ImageNet's)
 	@test -e "$(DATA)" || { echo "make: error: DATA=$(DATA): no such folder or archive; say make photos-study DATA=/path/of/photographs" >&2; exit 1; }
 	@test -z "$(WEIGHTS)" -o -f "$(WEIGHTS)" || { echo "make: error: WEIGHTS=$(WEIGHTS): no such file; correct the path, or leave it out" >&2; exit 1; }
-	ln -sfn "$(abspath $(DATA))" photos-study/photographs
-	$(if $(WEIGHTS),ln -sfn "$(abspath $(WEIGHTS))" photos-study/weights)
+	ln -sfn "$$(realpath "$(DATA)")" photos-study/photographs
+	$(if $(WEIGHTS),ln -sfn "$$(realpath "$(WEIGHTS)")" photos-study/weights)
 	sed -i.before 's/^  profile: .*/  profile: photos-study$(if $(WEIGHTS),,-imagenet)/' photos-study/study.yaml
 	rm photos-study/study.yaml.before
 	$(BIN)/dvc --cd photos-study repro
