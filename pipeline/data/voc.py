@@ -30,7 +30,8 @@ OTHER_LINES = {
     r'.*[,;:"\[\]{}]': "several names, or one in quotes",
 }
 COUNTERFACTUAL_SPLITS = ("object_without_context", "context_without_object")
-REQUIRED_SPLITS = ("train", "val", "test")
+TRAINING_SPLITS = ("train", "val")  # all others are test data
+REQUIRED_SPLITS = (*TRAINING_SPLITS, "test")
 SPLITS = (*REQUIRED_SPLITS, *COUNTERFACTUAL_SPLITS)
 
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from pipeline.base.files import digest_file
 from pipeline.base.profile import Params
+from pipeline.data.voc import TRAINING_SPLITS
 from pipeline.tracking.tracker import WEIGHTS_TAG
 
 if TYPE_CHECKING:
     from pipeline.data.manifest import ManifestRow
 
 TEST_DATA_TAG = "test_data_digest"
-TRAINING_SPLITS = ("train", "val")  # all others are test data
 
 
 @dataclass(frozen=True)

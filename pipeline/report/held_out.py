@@ -10,12 +10,10 @@ from pipeline.base.workspace import Workspace
 from pipeline.data.loaders import evaluation_loader
 from pipeline.data.manifest import read_manifest
 from pipeline.data.samples import Sample, SegmentationDataset
-from pipeline.data.voc import COUNTERFACTUAL_SPLITS, list_splits, read_class_names
+from pipeline.data.voc import COUNTERFACTUAL_SPLITS, TRAINING_SPLITS, list_splits, read_class_names
 from pipeline.datasets.counterfactual.table import SETS, MadeImage, read_table
 from pipeline.report.counterfactual_scores import SeparatedSet
 from pipeline.report.model_scores import HeldOutData
-
-TRAINING_SPLITS = ("train", "val")
 
 
 def read_held_out_sets(space: Workspace, *, cache_images: bool) -> dict[str, SegmentationDataset]:
