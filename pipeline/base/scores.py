@@ -4,7 +4,11 @@ A test compares the list with what the stage evaluate writes. What each score me
 report/context_bias.py, report/counterfactual_scores.py and report/faithfulness.py.
 """
 
-_BY_SIZE = ("attention_iou", "mask_precision", "mask_recall", "energy_pointing_game", "pointing_game")
+_BY_SIZE = tuple(
+    f"{name}_{size}"
+    for size in ("small", "medium", "large")  # objects
+    for name in ("attention_iou", "mask_precision", "mask_recall", "energy_pointing_game", "pointing_game")
+)
 
 SCORES: dict[str, tuple[str, ...]] = {
     "segmentation": ("pixel_accuracy", "mean_accuracy", "mean_iou", "frequency_weighted_iou"),
@@ -20,7 +24,7 @@ SCORES: dict[str, tuple[str, ...]] = {
         "attention_iou_best",
         "attention_best_threshold",
         "dead_map_rate",
-        *(f"{name}_{size}" for size in ("small", "medium", "large") for name in _BY_SIZE),
+        *_BY_SIZE,
         "deletion_auc",
         "insertion_auc",
     ),
@@ -40,7 +44,7 @@ SCORES: dict[str, tuple[str, ...]] = {
 # small set has, or cost too much.
 TEST_ONLY = (
     "mean_average_precision",
-    *(f"{name}_{size}" for size in ("small", "medium", "large") for name in _BY_SIZE),
+    *_BY_SIZE,
     "deletion_auc",
     "insertion_auc",
     *SCORES["context_bias"],
