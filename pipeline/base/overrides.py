@@ -1,5 +1,6 @@
 """Which changes of params.yaml change nothing that the chosen profile reads."""
 
+from collections import Counter
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
@@ -12,12 +13,15 @@ _ABSENT = object()
 def unused_changes(before: Document, after: Document) -> list[str]:
     """The dotted keys that differ between two documents although the parameters read from `after` do not need them.
 
-    A value at the top of params.yaml that the chosen profile overrides is one, and a value of another profile.
+    A value at the top of params.yaml that the chosen profile overrides is one, and a value of another profile. Of a
+    profile in which several differ, its own key stands for them.
     """
     old, new = _leaves(before), _leaves(after)
     changed = [key for key in {**old, **new} if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
     resolved = resolve(after)
-    return [".".join(key) for key in changed if resolve(_with(after, key, old.get(key, _ABSENT))) == resolved]
+    unused = [key for key in changed if resolve(_with(after, key, old.get(key, _ABSENT))) == resolved]
+    others = Counter(key[:2] for key in unused if key[0] == "profiles" and key[1:2] and key[1] not in lineage(after))
+    return list(dict.fromkeys(".".join(key[:2] if others[key[:2]] > 1 else key) for key in unused))
 
 
 def explained(key: str, document: Document) -> str:

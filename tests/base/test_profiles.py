@@ -73,6 +73,9 @@ def test_place_and_unused_changes_follow_what_a_profile_is_like():
     after["profiles"]["voc2012"]["pretrain"]["batch_size"] = 32
     after["profiles"]["voc2012-atonce"]["model"]["padding"] = 1
     assert unused_changes(before, after) == ["profiles.voc2012.model.padding", "profiles.voc2012-atonce.model.padding"]
+    after["profiles"]["voc2012-atonce"]["pretrain"]["batch_size"] = 4
+    assert unused_changes(before, after) == ["profiles.voc2012.model.padding", "profiles.voc2012-atonce"]
+    assert explained("profiles.voc2012-atonce", after) == "the chosen profile is voc2012-imagenet"
     said = explained("profiles.voc2012.model.padding", after)
     assert said == "profile voc2012-imagenet says otherwise; change profiles.voc2012-imagenet.model.padding"
     assert explained("profiles.voc2012-atonce.model.padding", after) == "the chosen profile is voc2012-imagenet"
