@@ -134,6 +134,7 @@ def torchmetrics_scores(seen: Seen) -> dict[str, float]:
         "MultilabelAccuracy": tm.multilabel_accuracy(probs, labels, num_classes - 1),
         "MultilabelExactMatch": tm.multilabel_exact_match(probs, labels, num_classes - 1),
         "MultilabelF1Score": tm.multilabel_f1_score(probs, labels, num_classes - 1),
+        "MultilabelAveragePrecision": tm.multilabel_average_precision(probs, labels, num_classes - 1),
     }
     return {name: float(value) for name, value in found.items()}
 
@@ -190,6 +191,7 @@ def compared(seen: Seen, threshold: float) -> Iterator[tuple[str, str, float, fl
         ("class_accuracy", "MultilabelAccuracy"),
         ("exact_match", "MultilabelExactMatch"),
         ("macro_f1", "MultilabelF1Score"),
+        ("mean_average_precision", "MultilabelAveragePrecision"),
     ):
         yield name, f"torchmetrics {other}", own[name], metrics[other]
     guidance = model_guidance(seen)

@@ -41,6 +41,7 @@ def test_all_agree_where_every_class_occurs():
     assert others["MulticlassAccuracy"] == pytest.approx(own["mean_accuracy"], abs=1e-6)
     assert others["MulticlassAccuracy, micro"] == pytest.approx(own["pixel_accuracy"], abs=1e-6)
     assert others["MultilabelF1Score"] == pytest.approx(own["macro_f1"], abs=1e-6)
+    assert others["MultilabelAveragePrecision"] == pytest.approx(own["mean_average_precision"], abs=1e-6)
     assert others["MultilabelExactMatch"] == pytest.approx(own["exact_match"], abs=1e-6)
     labels, decisions = (np.asarray(tensor >= 0.5) for tensor in (images.image_labels, images.class_probs))
     assert model_guidance(images)["F-Score"] == pytest.approx(f1_score(labels, decisions, average="micro"))

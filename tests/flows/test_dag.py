@@ -284,6 +284,13 @@ def test_boxes_and_shuffled_masks_guide_a_training(copy):
         assert "8 of 16 images guide attention" in result.stdout
 
 
+def test_weights_are_scored_at_the_scale_that_they_were_trained_for(copy):
+    set_params(copy, {".evaluate.scale": 0.5})
+    assert stage(copy, "configure").returncode == 0
+    refused = "models/classify.safetensors: sees images at scale 1, and params.yaml says evaluate.scale: 0.5; train it"
+    one_line(stage(copy, "evaluate"), refused)
+
+
 def test_a_stage_runs_in_a_folder_with_a_seed_of_its_own(copy):
     place = ("--folder", "study/seed7")
     for arguments in (("configure", *place, "--seed", "7"), ("download", *place)):
