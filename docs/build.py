@@ -22,11 +22,14 @@ REPOSITORY = Path(__file__).parents[1]
 DATA = REPOSITORY / "data" / "voc"
 REPORTS = REPOSITORY / "reports" / "evaluate"
 STUDY = REPOSITORY / "study"
-PHOTOGRAPHS = REPOSITORY / "photos-study"
+STUDIES = {  # page to folder, title and command
+    "study": (STUDY, "The study", "make study"),
+    "photographs": (REPOSITORY / "photos-study", "The study on photographs", "make photos-study"),
+}
 
 
 def main() -> None:
-    """Write docs/*.png, docs/study-runs.md, and the tables between the markers of README.md and docs/."""
+    """Write docs/*.png, docs/*-runs.md, and the tables between the markers of README.md and docs/."""
     dataset_figure().save(REPOSITORY / "docs" / "dataset.png", optimize=True)
     strip = STUDY / "seed0" / "reports" / "evaluate" / "pictures" / "gain_ext_10" / "attention_evolution.png"
     for name, picture in {"panels": REPORTS / "pictures" / "comparison.png", "evolution": strip}.items():
@@ -34,19 +37,17 @@ def main() -> None:
         reduced.save(REPOSITORY / "docs" / f"{name}.png", optimize=True)
     metrics = json.loads((REPORTS / "metrics.json").read_text(encoding="utf-8"))
     insert(REPOSITORY / "README.md", {"results": results_table(metrics)})
-    for folder, page in {STUDY: "study", PHOTOGRAPHS: "photographs"}.items():
+    for page, (folder, title, command) in STUDIES.items():
+        if not list(folder.glob("seed*/models")):
+            print(f"{folder.name}: no models here, run `{command}`; docs/{page}.md stays as it is")
+            continue
         table = (folder / "results" / "table.md").read_text(encoding="utf-8").strip()
         insert(REPOSITORY / "docs" / f"{page}.md", {page: table})
+        (REPOSITORY / "docs" / f"{page}-runs.md").write_text(study_runs(folder, title, command), encoding="utf-8")
     dvc = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))
     insert(REPOSITORY / "docs" / "parameters.md", {"parameters": parameter_table(dvc)})
     insert(REPOSITORY / "docs" / "development.md", {"rooms": room_table(dvc)})
     insert_benchmarks()
-    runs = {
-        "study": study_runs(STUDY, "The study", "make study"),
-        "photographs": study_runs(PHOTOGRAPHS, "The study of photographs", "make photos-study DATA=..."),
-    }
-    for page, text in runs.items():
-        (REPOSITORY / "docs" / f"{page}-runs.md").write_text(text, encoding="utf-8")
 
 
 def study_runs(folder: Path, title: str, command: str) -> str:
