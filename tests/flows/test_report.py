@@ -87,7 +87,10 @@ def test_scores_are_a_table_with_the_best_candidate_and_links_to_the_runs(tmp_pa
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:hidden@mlflow.example.org/")
     folder = tmp_path / "reports" / "evaluate"
     folder.mkdir(parents=True)
-    metrics = {name: {"segmentation": {"mean_iou": value, "pixel_accuracy": 0.5}} for name, value in SCORES.items()}
+    metrics = {
+        name: {"segmentation": {"mean_iou": value}, "classification": {"class_accuracy": 0.5}}
+        for name, value in SCORES.items()
+    }
     (folder / "metrics.json").write_text(json.dumps(metrics))
     # In another order than on the test images.
     on_validation = {"pretrained": 0.8, "control": 0.9, "gain": 0.2, "gain_ext": 0.3}
@@ -101,7 +104,7 @@ def test_scores_are_a_table_with_the_best_candidate_and_links_to_the_runs(tmp_pa
         (name, name == "gain_ext", on_validation[name], value) for name, value in SCORES.items()
     ]
     summary = artifacts["summary"]
-    assert "\n| model | mean IoU | pixel acc. |\n" in summary
+    assert "\n| model | mean IoU | class acc. |\n" in summary
     assert "\n| gain | 40.0 | 50.0 |\n" in summary
     assert "- [gain](http://mlflow.example.org/#/experiments/1/runs/run-of-gain)" in summary
     assert "hidden" not in summary

@@ -132,8 +132,12 @@ def trunk_alone(state: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("kept", "changes", "said"),
     [
-        (trunk_alone, {}, "the trunk alone is taken (the file has no fc6); the whole decoder start"),
-        (dict, {"fc_channels": 24}, "(fc6 has 12 channels, and model.fc_channels of params.yaml is 24); the whole dec"),
+        (trunk_alone, {}, "the trunk alone is taken (the file has no fc6); random at first: the whole decoder"),
+        (
+            dict,
+            {"fc_channels": 24},
+            "(fc6 has 12 channels, and model.fc_channels of params.yaml is 24); random at first",
+        ),
     ],
 )
 @pytest.mark.parametrize("padding", [1, 100])
