@@ -287,8 +287,12 @@ def test_boxes_and_shuffled_masks_guide_a_training(copy):
 def test_weights_are_scored_at_the_scale_that_they_were_trained_for(copy):
     set_params(copy, {".evaluate.scale": 0.5})
     assert stage(copy, "configure").returncode == 0
+    result = stage(copy, "evaluate")
+    *doubts, error = result.stderr.strip().splitlines()
+    assert result.returncode == 1
+    assert all(doubt.startswith("warning: evaluate.scale: 0.5 lies outside") for doubt in doubts)
     refused = "models/classify.safetensors: sees images at scale 1, and params.yaml says evaluate.scale: 0.5; train it"
-    one_line(stage(copy, "evaluate"), refused)
+    assert error.startswith(f"evaluate: error: {refused}")
 
 
 def test_a_stage_runs_in_a_folder_with_a_seed_of_its_own(copy):
