@@ -101,7 +101,7 @@ def lost_a_rank(error: RuntimeError) -> bool:
 
 
 def _report(name: str, failures: Mapping[int, Any], num_ranks: int, folder: Path) -> int:
-    words = {int(path.name): path for path in folder.iterdir() if path.is_file()}
+    words = {int(path.name): path for path in folder.iterdir() if path.is_file() and path.stat().st_size}
     if words:
         rank = min(words)
         said_by = f" (rank {rank} of {num_ranks})" if rank > 0 else ""
