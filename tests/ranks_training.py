@@ -94,9 +94,9 @@ def exact_step(output: Path, *, num_parts: int, num_ranks: int) -> None:
         attention = attention_section(second_order=True, max_classes_per_image=1, guidance_sharpness=2.0)
         weights = dict.fromkeys(LOSS_NAMES, 1.0)
         task = task_of(model, loader, training, weights, attention=attention, fabric=fabric)
-        freeze(model, [])
+        freeze(model, training_section())
         guided, _ = fabric.setup(task.network, build_optimizer(model, training, fused=False))
-        training_mode(model, frozen=[], update_batch_norm=False)
+        training_mode(model, training_section(update_batch_norm=False))
         start_epoch(loader, 1)
         record = add_gradients(task, guided, next(in_steps(loader, num_parts)), 1.0, 1)
         losses = {name: rank_mean(value).item() for name, value in record.items() if name.startswith("loss/")}

@@ -40,7 +40,8 @@ def training_section(**changes: Any) -> Training:
             "num_epochs": 4, "batch_size": 2, "accumulate_grad_batches": 1, "optimizer": "adamw",
             "learning_rate": 1.0e-2, "learning_rate_scales": {}, "momentum": 0.9, "weight_decay": 0.0,
             "warmup_fraction": 0.1, "max_gradient_norm": 5.0, "horizontal_flip": 0.0, "crop_size": None,
-            "scale": (1.0, 1.0), "frozen": [], "update_batch_norm": True, "select": "last", "num_panel_images": 0,
+            "scale": (1.0, 1.0), "frozen": [], "trainable_trunk_blocks": 5, "update_batch_norm": True,
+            "select": "last", "num_panel_images": 0,
             **changes,
         }
     )  # fmt: skip

@@ -164,9 +164,19 @@ class Training(Augmentation):
     warmup_fraction: Fraction
     max_gradient_norm: Annotated[float, Field(gt=0.0, le=1.0e12)]
     frozen: list[Part]
+    trainable_trunk_blocks: Annotated[int, Field(ge=1, le=5)]
     update_batch_norm: bool
     select: Literal["best", "last"]
     num_panel_images: Annotated[int, Field(ge=0, le=1000)]
+
+    @model_validator(mode="after")
+    def _trunk_learns_in_part_or_not_at_all(self) -> "Training":
+        if "trunk" in self.frozen and self.trainable_trunk_blocks < 5:
+            raise ValueError(
+                f"frozen names trunk, so that trainable_trunk_blocks: {self.trainable_trunk_blocks} changes nothing; "
+                "take trunk out of frozen, or leave the blocks at 5"
+            )
+        return self
 
 
 class InitialWeights(Section):

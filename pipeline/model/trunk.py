@@ -86,6 +86,16 @@ class Trunk(nn.Module):
             x = self.get_submodule(f"relu{block}_{conv}")(x)
         return pool(x) if block < len(VGG16_BLOCKS) else x
 
+    def layers_before_last(self, num_blocks: int) -> dict[str, nn.Module]:
+        """By name, the layers with weights of all blocks but the last `num_blocks` of five."""
+        names = [
+            f"{kind}{block}_{conv}"
+            for block in range(1, len(VGG16_BLOCKS) - num_blocks + 1)
+            for conv in range(1, VGG16_BLOCKS[block - 1][0] + 1)
+            for kind in (("conv", "bn") if self.batch_norm else ("conv",))
+        ]
+        return {name: self.get_submodule(name) for name in names}
+
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), recomputation(self)
 

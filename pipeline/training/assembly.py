@@ -68,7 +68,7 @@ def assemble(params: Params, space: Workspace, stage: str, variant: str = "") ->
     model, initial_weights = _model(params, space, stage, class_names)
     model.trunk.checkpoint_activations = params.resources.activation_checkpointing
     model.scale = params.evaluate.scale
-    freeze(model, choices.options.frozen)
+    freeze(model, choices.options)
     fabric = _fabric(params, device)
     criterion = Criterion(choices.loss_weights, model.attention_grid, choices.attention)
     train_set, val_set = _data_sets(params, space, choices, rows, class_names)

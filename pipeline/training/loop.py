@@ -46,8 +46,8 @@ def fit(
         PipelineError: a loss is not finite, or a frozen part has changed.
     """
     fabric, model, options = task.fabric, task.model.to(memory_format=torch.channels_last), task.options
-    freeze(model, options.frozen)
-    frozen = frozen_digests(model, options.frozen)
+    freeze(model, options)
+    frozen = frozen_digests(model, options)
     state = begin(task)
     guided, optimizer = fabric.setup(torch.compile(task.network) if task.compiled else task.network, state.optimizer)
     if (saved := checkpoint.load()) is not None:
@@ -100,7 +100,7 @@ def begin_epoch(task: Task, epoch: int) -> None:
     """Fix all that an epoch draws at random, so that a resumed training draws it again, and set the modes."""
     start_epoch(task.loader, epoch)
     seed_epoch(task.seed, epoch, task.fabric.global_rank)
-    training_mode(task.model, frozen=task.options.frozen, update_batch_norm=task.options.update_batch_norm)
+    training_mode(task.model, task.options)
 
 
 def seed_epoch(seed: int, epoch: int, rank: int) -> None:

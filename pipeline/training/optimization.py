@@ -1,54 +1,65 @@
 """What learns, how fast, and the proof that the rest stood still."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from pipeline.base.errors import PipelineError
-from pipeline.base.sections import Part, Training
+from pipeline.base.sections import Training
 from pipeline.model.fcn8s import FCN8s
 from pipeline.model.weights import state_digest
 
 
-def freeze(model: FCN8s, frozen: Sequence[Part]) -> None:
-    """Parameters of the named parts get no gradient; all others do, save the fixed bilinear upsampling."""
+def frozen_modules(model: FCN8s, options: Training) -> dict[str, nn.Module]:
+    """By name, what stands still: parts in `frozen`, and layers before the last `trainable_trunk_blocks`."""
+    modules: dict[str, nn.Module] = {part: model.get_submodule(part) for part in options.frozen}
+    if "trunk" not in options.frozen:
+        layers = model.trunk.layers_before_last(options.trainable_trunk_blocks)
+        modules |= {f"trunk.{name}": layer for name, layer in layers.items()}
+    return modules
+
+
+def freeze(model: FCN8s, options: Training) -> None:
+    """What stands still gets no gradient; all else does, save the fixed bilinear upsampling."""
     for part in FCN8s.PARTS:
         for name, parameter in model.get_submodule(part).named_parameters():
-            parameter.requires_grad_(part not in frozen and not name.startswith("upscore"))
+            parameter.requires_grad_(not name.startswith("upscore"))
+    for module in frozen_modules(model, options).values():
+        module.requires_grad_(False)
 
 
-def training_mode(model: FCN8s, *, frozen: Sequence[Part], update_batch_norm: bool) -> None:
-    """Training mode, except in frozen parts and, on request, in batch normalisation."""
+def training_mode(model: FCN8s, options: Training) -> None:
+    """Training mode, except in what stands still and, on request, in batch normalisation."""
     model.train()
-    for part in frozen:
-        model.get_submodule(part).eval()
-    if not update_batch_norm:
+    for module in frozen_modules(model, options).values():
+        module.eval()
+    if not options.update_batch_norm:
         for module in model.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
+            if isinstance(module, nn.BatchNorm2d):
                 module.eval()
 
 
-def frozen_digests(model: FCN8s, frozen: Sequence[Part]) -> dict[Part, str]:
-    """Part to the digest of its parameters and buffers."""
-    return {part: state_digest(model.get_submodule(part)) for part in frozen}
+def frozen_digests(model: FCN8s, options: Training) -> dict[str, str]:
+    """Of what stands still, by name, the digest of parameters and buffers."""
+    return {name: state_digest(module) for name, module in frozen_modules(model, options).items()}
 
 
-def prove_frozen(model: FCN8s, before: Mapping[Part, str]) -> dict[str, dict[str, str]]:
-    """Part to its digests before and after the training.
+def prove_frozen(model: FCN8s, before: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """By name, the digests before and after the training.
 
     Raises:
         PipelineError: they differ.
     """
     proof = {}
-    for part, digest in before.items():
-        after = state_digest(model.get_submodule(part))
+    for name, digest in before.items():
+        after = state_digest(model.get_submodule(name))
         if after != digest:
-            raise PipelineError(f"{part} is frozen but has changed during training ({digest[:12]} to {after[:12]})")
-        proof[str(part)] = {"sha256_before": digest, "sha256_after": after}
+            raise PipelineError(f"{name} is frozen but has changed during training ({digest[:12]} to {after[:12]})")
+        proof[name] = {"sha256_before": digest, "sha256_after": after}
     return proof
 
 

@@ -65,11 +65,11 @@ def range_test(task: Task, *, lowest: float, highest: float, num_steps: int) -> 
     Each part's rate is the rate times its scale in the task's options. The test ends early once the loss has diverged.
     """
     fabric, model, options = task.fabric, task.model, task.options
-    freeze(model, options.frozen)
+    freeze(model, options)
     optimizer = build_optimizer(model, options, fused=False)
     scales = [group["lr"] / options.learning_rate for group in optimizer.param_groups]
     guided, fabric_optimizer = fabric.setup(task.network, optimizer)
-    training_mode(model, frozen=options.frozen, update_batch_norm=options.update_batch_norm)
+    training_mode(model, options)
     start_epoch(task.loader, 0)
     steps = in_steps(chain.from_iterable(repeat(task.loader)), options.accumulate_grad_batches)
     result, average = RangeTest([], [], []), 0.0

@@ -205,6 +205,8 @@ def test_further_problems_are_counted(tmp_path, refused):
         ("promote.better", [], "better must name at least one score"),
         ("promote.not_below", {"mean_iou": -0.1}, "greater than or equal to 0"),
         ("classify.frozen", ["decoder"], "classify: classify trains the classifier on the frozen trunk"),
+        ("classify.trainable_trunk_blocks", 1, "so that trainable_trunk_blocks: 1 changes nothing; take trunk out of"),
+        ("finetune.trainable_trunk_blocks", 0, "finetune.trainable_trunk_blocks: Input should be greater than"),
         ("classify.frozen", ["trunk", "classifier"], "classify: classify trains the classifier on the frozen trunk"),
         ("download.object_scale", [0.5, 0.25], "download: object_scale must be 0 < low <= high <= 1, got [0.5, 0.25]"),
         ("download.object_scale", [0.0, 0.5], "download: object_scale must be 0 < low <= high <= 1, got [0.0, 0.5]"),

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-from sections import attention_section
+from sections import attention_section, training_section
 from torch import nn
 
 from pipeline.gain.attention import (
@@ -318,7 +318,7 @@ def test_losses_that_are_not_needed_cost_no_pass(tiny_model, batch):
 
 def test_masked_images_do_not_enter_batch_norm_statistics(tiny_model, batch):
     model = tiny_model()
-    training_mode(model, frozen=[], update_batch_norm=False)
+    training_mode(model, training_section(update_batch_norm=False))
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     GuidedNetwork(model, attention_section())(batch.image, class_pairs(batch.image_labels, 4), ALL_LOSSES)
     assert before
@@ -391,7 +391,7 @@ def test_judge_of_the_masked_image_learns_only_if_shared(tiny_model, batch, mask
 def test_judge_that_stands_still_keeps_its_statistics_too(tiny_model, batch):
     model = tiny_model()
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    training_mode(model, frozen=[], update_batch_norm=False)
+    training_mode(model, training_section(update_batch_norm=False))
     mining(GuidedNetwork(model, attention_section(masked_gradient="attention_only")), batch)
     assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
     assert all(p.requires_grad for p in model.trunk.parameters())

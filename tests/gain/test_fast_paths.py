@@ -11,7 +11,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from sections import attention_section
+from sections import attention_section, training_section
 
 from pipeline.data.samples import Sample
 from pipeline.gain.losses import LOSS_NAMES, Criterion
@@ -121,7 +121,7 @@ def test_recomputed_activations_give_the_same_step(tiny_model, scene, masked_gra
         model = tiny_model()
         model.load_state_dict(start)
         model.trunk.checkpoint_activations = checkpoint_activations
-        training_mode(model, frozen=[], update_batch_norm=update_batch_norm)
+        training_mode(model, training_section(update_batch_norm=update_batch_norm))
         network = GuidedNetwork(
             model, attention_section(second_order=True, masked_stride=2, masked_gradient=masked_gradient)
         )
@@ -168,7 +168,7 @@ def test_fused_step_is_the_plain_step(tiny_model, training_options):
         model = tiny_model()
         model.load_state_dict(start)
         model.double()
-        freeze(model, [])
+        freeze(model, training_section())
         options = training_options.model_copy(update={"weight_decay": 0.01})
         steps = build_optimizer(model, options, fused=fused)
         generator = torch.Generator().manual_seed(0)
@@ -184,7 +184,7 @@ def test_fused_step_is_the_plain_step(tiny_model, training_options):
 @pytest.mark.parametrize("fused", [True, False])
 def test_part_may_have_its_first_gradient_later(tiny_model, training_options, optimizer, fused):
     model = tiny_model()
-    freeze(model, [])
+    freeze(model, training_section())
     steps = build_optimizer(model, training_options.model_copy(update={"optimizer": optimizer}), fused=fused)
     for parts in (("trunk",), ("trunk", "classifier")):
         for part in parts:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from sections import full_architecture_section
+from sections import full_architecture_section, training_section
 
 from pipeline.model.decoder import bilinear_upsampling
 from pipeline.model.fcn8s import AttentionGrid, FCN8s
@@ -110,7 +110,7 @@ def test_scores_lie_over_the_pixels_that_they_score(tiny_model, padding, skip):
 
 def test_frozen_parts_get_no_gradient_and_the_others_do(tiny_model):
     model = tiny_model()
-    freeze(model, ["trunk"])
+    freeze(model, training_section(frozen=["trunk"]))
     seg_logits, class_logits = model(torch.randn(2, 3, 32, 32))
     (seg_logits.sum() + class_logits.sum()).backward()
     assert all(p.grad is None for p in model.trunk.parameters())

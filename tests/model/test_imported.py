@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from sections import architecture_section
+from sections import architecture_section, training_section
 from small_archives import CONVS, pytorch_fcn_state, slim_vgg16
 from torch import Tensor
 
@@ -85,7 +85,7 @@ def test_bilinear_upsampling_stays_fixed_after_an_import(checkpoint):
     from pipeline.training.loop import freeze
 
     model = initial_model("pytorch_fcn8s", checkpoint(pytorch_fcn_state()), SLIM, VOC_CLASSES, seed=0)
-    freeze(model, [])
+    freeze(model, training_section())
     assert not model.decoder.upscore8.weight.requires_grad
     assert model.trunk.conv1_1.weight.requires_grad
 

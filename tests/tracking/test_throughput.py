@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from sections import attention_section
+from sections import attention_section, training_section
 
 from pipeline.gain.losses import Criterion
 from pipeline.gain.network import GuidedNetwork
@@ -29,7 +29,7 @@ def trunk_flops(model, side):
 
 
 def flops_of(model, weights, side=64, frozen=(), **options):
-    freeze(model, list(frozen))
+    freeze(model, training_section(frozen=list(frozen)))
     criterion = Criterion(weights, model.attention_grid, attention_section())
     return training_flops(GuidedNetwork(model, attention_section(**options)), criterion, (side, side))
 

@@ -229,6 +229,19 @@ def test_frozen_trunk_is_proven_unchanged_and_the_classifier_learns(tiny_model, 
     assert before["classifier"] != after["classifier"]
 
 
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_first_blocks_of_the_trunk_stand_still_with_their_statistics(tiny_model, tmp_path, batch_norm):
+    model = tiny_model(batch_norm=batch_norm)
+    before = {name: state_digest(layer) for name, layer in model.trunk.named_children()}
+    options = OPTIONS.model_copy(update={"trainable_trunk_blocks": 2})
+    history = run(model, tmp_path / "run", options)
+    moved = {name for name, layer in model.trunk.named_children() if state_digest(layer) != before[name]}
+    learning = {f"conv{block}_{conv}" for block in (4, 5) for conv in (1, 2, 3)}
+    assert moved == (learning | {name.replace("conv", "bn") for name in learning} if batch_norm else learning)
+    still = {name for name, layer in model.trunk.named_children() if list(layer.parameters())} - moved
+    assert set(history.frozen) == {f"trunk.{name}" for name in still}
+
+
 def test_frozen_part_that_moves_is_an_error(tiny_model, tmp_path):
     model = tiny_model()
 
@@ -257,18 +270,18 @@ def test_validation_does_not_touch_batch_norm(tiny_model, tmp_path):
 def test_batch_norm_statistics_move_only_on_request(tiny_model):
     model = tiny_model()
     for update in (False, True):
-        training_mode(model, frozen=[], update_batch_norm=update)
+        training_mode(model, training_section(update_batch_norm=update))
         before = model.trunk.bn1_1.running_mean.clone()
         model(torch.randn(2, 3, 32, 32))
         assert torch.equal(before, model.trunk.bn1_1.running_mean) is not update
-    training_mode(model, frozen=["trunk"], update_batch_norm=True)
+    training_mode(model, training_section(frozen=["trunk"], update_batch_norm=True))
     assert not model.trunk.training
     assert model.decoder.training
 
 
 def test_learning_rates_by_part(tiny_model):
     model = tiny_model()
-    freeze(model, ["decoder"])
+    freeze(model, training_section(frozen=["decoder"]))
     options = OPTIONS.model_copy(update={"learning_rate_scales": {"classifier": 5.0}})
     groups = {group["name"]: group["lr"] for group in build_optimizer(model, options, fused=True).param_groups}
     assert groups == {"trunk": 1e-2, "classifier": 5e-2}
@@ -288,7 +301,7 @@ def norms_by_part(history):
 @pytest.mark.parametrize("max_norm", [1e-3, 0.5, 1e6])
 def test_gradient_norms_by_part_are_those_before_clipping(tiny_model, tmp_path, max_norm):
     model = tiny_model()
-    freeze(model, [])
+    freeze(model, training_section())
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     history = run(
         model, tmp_path / "run", ONE_STEP.model_copy(update={"max_gradient_norm": max_norm}), ramp_fraction=0.0
@@ -427,7 +440,7 @@ def test_step_reads_nothing_back_from_the_device(tiny_model, batch, monkeypatch,
     """A GPU can then be given the next step while it works on this one. Pairs are chosen before, on the host."""
     monkeypatch.setattr("pipeline.training.step.LOOK_SECONDS", math.inf)
     model = tiny_model()
-    freeze(model, [])
+    freeze(model, training_section())
     network = GuidedNetwork(
         model, attention_section(second_order=True, masked_stride=2, masked_gradient=masked_gradient)
     )
