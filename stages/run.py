@@ -13,6 +13,7 @@ from pipeline.base.errors import PipelineError
 from pipeline.base.params import load_params
 from pipeline.base.profile import Params
 from pipeline.base.workspace import Workspace
+from pipeline.tracking.secrets import hide_secrets
 from pipeline.tracking.tracker import Tracking
 from stages.launch import LOST_A_RANK, fail, is_first_rank, launched, lost_a_rank, run_on_ranks, watch_parent
 
@@ -30,6 +31,7 @@ def run_stage(
         on_ranks: in a process per device, where params.yaml asks for several.
         configures: the stage reads params.yaml and may be told another profile and seed; all others read what it wrote.
     """
+    hide_secrets()
     parser = _Parser(prog=f"python -m stages.{name}")
     if argument:
         parser.add_argument(argument)

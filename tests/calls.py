@@ -1,6 +1,7 @@
 """Programs of the project called in this process: a process of their own takes seconds to import torch."""
 
 import io
+import logging
 import os
 import runpy
 import subprocess
@@ -34,6 +35,7 @@ def called(
         stack.enter_context(_warnings_as_in_a_new_process())
         if not tracked:
             stack.enter_context(_no_sender())
+        stack.enter_context(mock.patch.object(logging, "_logRecordFactory", logging.getLogRecordFactory()))
         stack.enter_context(redirect_stdout(out))
         stack.enter_context(redirect_stderr(err))
         code = _exit_code(script)

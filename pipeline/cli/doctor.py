@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pipeline.base.dvc_files import check_matrix, dvc_project
-from pipeline.base.errors import PipelineError, without_credentials
+from pipeline.base.errors import PipelineError
 from pipeline.base.outside import located, outside_files
 from pipeline.base.profile import Params
 from pipeline.base.remote_files import RemoteFile
@@ -23,6 +23,7 @@ from pipeline.datasets.sbd import SBD_ARCHIVE
 from pipeline.datasets.voc2012 import VOC2012_ARCHIVE, VOC_CLASSES
 from pipeline.flows.services import default_remote
 from pipeline.tracking.address import unusable_server, unusable_tracking
+from pipeline.tracking.secrets import without_secrets
 from pipeline.tracking.server import problem_with, tracking_uri
 from pipeline.training.devices import Device, choose_device
 
@@ -156,8 +157,8 @@ def _mirrored(subject: str, name: str, file: RemoteFile) -> Finding:
     reasons = []
     for url in file.mirrors:
         if (problem := problem_at_mirror(url, int(file.max_gigabytes * GIGABYTE))) is None:
-            return Finding("ok", subject, f"{without_credentials(url)} answers; `dvc repro download` fetches it")
-        reasons.append(f"{without_credentials(url)}: {problem}")
+            return Finding("ok", subject, f"{without_secrets(url)} answers; `dvc repro download` fetches it")
+        reasons.append(f"{without_secrets(url)}: {problem}")
     by_hand = next(iter(places.values()))
     return Finding("fail", subject, f"no mirror delivers it ({'; '.join(reasons)}); download it by hand to {by_hand}")
 
@@ -223,7 +224,7 @@ def _disk(params: Params, folder: Path, *, data_is_there: bool) -> Finding:
 
 def _tracking() -> Finding:
     uri = tracking_uri()
-    shown = without_credentials(uri)
+    shown = without_secrets(uri)
     if (problem := unusable_tracking(uri)) is not None:
         return Finding("fail", "tracking", f"{shown} {problem}; correct MLFLOW_TRACKING_URI, or unset it")
     if not uri.startswith("http"):
@@ -248,7 +249,7 @@ def _prefect() -> Finding:
     if not url:
         return Finding("note", "Prefect", "PREFECT_API_URL is not set; `dvc repro` needs no server")
     if (problem := unusable_server(url)) is not None:
-        return Finding("fail", "Prefect", f"{without_credentials(url)} {problem}; correct PREFECT_API_URL, or unset it")
+        return Finding("fail", "Prefect", f"{without_secrets(url)} {problem}; correct PREFECT_API_URL, or unset it")
     if (problem := problem_with(url)) is None:
-        return Finding("ok", "Prefect", f"{without_credentials(url)} answers")
-    return Finding("note", "Prefect", f"{without_credentials(url)}: {problem}; start it, or unset PREFECT_API_URL")
+        return Finding("ok", "Prefect", f"{without_secrets(url)} answers")
+    return Finding("note", "Prefect", f"{without_secrets(url)}: {problem}; start it, or unset PREFECT_API_URL")

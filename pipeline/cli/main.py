@@ -7,11 +7,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from pipeline.base.errors import PipelineError
 from pipeline.base.params import load_params
+from pipeline.tracking.secrets import hide_secrets
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+class _Commands(TyperGroup):
+    """What these commands print, refusals of the command line and tracebacks included, shows no secret."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command."""
+        hide_secrets()
+        return super().main(*args, **kwargs)
+
+
+app = typer.Typer(cls=_Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 Profile = Annotated[str | None, typer.Option(help="instead of the profile that params.yaml names")]
 Weights = Annotated[Path | None, typer.Option(help="safetensors file, instead of one from the registry")]

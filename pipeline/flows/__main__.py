@@ -13,12 +13,14 @@ from pipeline.flows.services import check_prefect_server
 from pipeline.flows.settings import parse_settings
 from pipeline.flows.sweep import sweep
 from pipeline.flows.train import train
+from pipeline.tracking.secrets import hide_secrets
 
 FLOWS: dict[str, Any] = {"train": train, "sweep": sweep, "promote": promote, "retrain": retrain}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run a flow, `train` without a name; the exit status: 0 if the run completed, else 1."""
+    hide_secrets()
     name, *settings = arguments or ["train"]
     try:
         if name not in FLOWS:

@@ -28,16 +28,18 @@ from prefect.client.schemas.sorting import LogSort
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from pipeline.base.errors import PipelineError, without_credentials
+from pipeline.base.errors import PipelineError
 from pipeline.flows.processes import HOME, log_file, start, started, stop
 from pipeline.flows.services import check_prefect_server
+from pipeline.tracking.secrets import without_secrets
 from pipeline.tracking.server import problem_with
 
-PREFECT = (sys.executable, "-m", "prefect", "--no-prompt")
+PREFECT = (sys.executable, "-m", "pipeline.tracking.secrets", "prefect", "--no-prompt")
 PORT = 4200  # Prefect's own, if it is free
 START_SECONDS = 300.0  # a server that dies is noticed at once
 POLL_SECONDS = 0.2  # of a server that starts
 WATCH_SECONDS = 1.0  # between two looks at a run's log
+LONGEST_REASON = 300  # characters of what Prefect says, from its end
 PAGE = 200  # lines of a log in one answer, the most that the server gives
 POOLS = ("gpu", "control")
 AUTOMATION = Path("deploy") / "heartbeat.yaml"
@@ -58,7 +60,7 @@ def run_flow(deployment: str, parameters: Mapping[str, Any]) -> int:
         PipelineError: PREFECT_API_URL does not answer, or server, workers or deployment could not be set up.
     """
     url = _server()
-    page = without_credentials(url).removesuffix("/api")
+    page = without_secrets(url).removesuffix("/api")
     with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
         # Two cores start one worker and one deployment in half the time of all; a training needs no more to begin with.
         run = None
@@ -142,8 +144,8 @@ def _install_automation(client: SyncPrefectClient, url: str) -> None:
 def _prefect(url: str, *arguments: str) -> None:
     result = subprocess.run([*PREFECT, *arguments], env=_environment(url), capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        reason = " ".join((result.stderr or result.stdout).split())[-300:]
-        raise PipelineError(f"prefect {' '.join(arguments)}: {without_credentials(reason)}")
+        reason = " ".join(without_secrets(result.stderr or result.stdout).split())[-LONGEST_REASON:]
+        raise PipelineError(f"prefect {' '.join(arguments)}: {reason}")
 
 
 def _create_run(client: SyncPrefectClient, deployment: str, parameters: Mapping[str, Any], page: str) -> FlowRun:

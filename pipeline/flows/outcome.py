@@ -11,6 +11,7 @@ from prefect.exceptions import FailedRun
 from prefect.states import Completed, Failed
 
 from pipeline.base.errors import PipelineError
+from pipeline.tracking.secrets import hide_secrets, without_secrets
 
 P = ParamSpec("P")
 # deploy/heartbeat.yaml lists them too: no heartbeat is expected of a run that ended in a state of such a name.
@@ -34,23 +35,35 @@ class RunFailedError(PipelineError):
 def one_line_failures(function: Callable[P, State[Any]]) -> Callable[P, State[Any]]:
     """Decorator of a flow's function: a PipelineError ends the run as a failed state and a line of its log.
 
-    Prefect would log a traceback and put the name of the exception before the message.
+    Prefect would log a traceback and put the name of the exception before the message. Any other exception ends it as
+    a failed state, too, after its traceback: Prefect would keep its message as it is, with what addresses hold.
     """
 
     @functools.wraps(function)
     def ended(*args: P.args, **kwargs: P.kwargs) -> State[Any]:
+        hide_secrets()
         try:
             return function(*args, **kwargs)
         except PipelineError as error:
             get_run_logger().error("%s", error)
-            return Failed(name=error.name if isinstance(error, RunFailedError) else "Failed", message=str(error))
+            return failed(error)
+        except Exception as error:
+            get_run_logger().exception("%s", type(error).__name__)
+            return failed(error)
 
     return ended
 
 
+def failed(error: Exception) -> State[Any]:
+    """The final state of a run that `error` ended; its message shows no secret."""
+    name = error.name if isinstance(error, RunFailedError) else "Failed"
+    message = str(error) if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}"
+    return Failed(name=name, message=without_secrets(message))
+
+
 def completed(message: str, name: Success = "Completed") -> State[Any]:
     """The final state of a run that succeeded."""
-    return Completed(name=name, message=message)
+    return Completed(name=name, message=without_secrets(message))
 
 
 def require_completed(state: State[Any]) -> State[Any]:

@@ -10,6 +10,7 @@ from pipeline.base.params import load_params
 from pipeline.flows.outcome import Success, completed, one_line_failures
 from pipeline.flows.services import check_tracking_server
 from pipeline.release import promotion
+from pipeline.tracking.secrets import without_secrets
 
 
 @flow(name="promote", description="Challenger to champion, by the rules of params.yaml.", persist_result=False)
@@ -29,7 +30,8 @@ def promote(dry_run: bool = False, rollback: bool = False, reason: str = "") -> 
         decision = promotion.roll_back(model, reason=reason, dry_run=dry_run)
     else:
         decision = promotion.promote(model, params.promote, reason=reason, dry_run=dry_run)
-    create_markdown_artifact(decision.markdown(), key="promotion", description="The rules and their verdicts")
+    table = without_secrets(decision.markdown())
+    create_markdown_artifact(table, key="promotion", description="The rules and their verdicts")
     get_run_logger().info(decision.sentence)
     name: Success = "Promoted" if decision.promoted else "Accepted" if decision.accepted else "Refused"
     return completed(decision.sentence, name)

@@ -17,13 +17,14 @@ from prefect.artifacts import (
 )
 from prefect.client.schemas.objects import State
 
-from pipeline.base.errors import PipelineError, without_credentials
+from pipeline.base.errors import PipelineError
 from pipeline.base.profile import Params
 from pipeline.base.workspace import Workspace
 from pipeline.flows.dag import StagePlan
 from pipeline.flows.flow_run import record_device
 from pipeline.release.registry import find_runs, flat_scores, select_variant
 from pipeline.report.tables import Scores, results_table
+from pipeline.tracking.secrets import cleaned, without_secrets
 from pipeline.tracking.server import tracking_uri
 
 LOCAL_UI = "http://127.0.0.1:5000"  # where a bare `mlflow ui` shows a local database
@@ -124,9 +125,9 @@ class Report:
                 for name, groups in metrics.items()
             ]
             description = f"Every test score of every model, as fractions; the best candidate is chosen by {chosen_by}"
-            create_table_artifact(rows, key="scores", description=description)
+            create_table_artifact(cleaned(rows), key="scores", description=description)
         summary = self._summary(metrics)
-        create_markdown_artifact(summary, key="summary", description="Stages, scores and MLflow runs")
+        create_markdown_artifact(without_secrets(summary), key="summary", description="Stages, scores and MLflow runs")
 
     def _metrics(self) -> dict[str, Scores]:
         """Scores of each model, as fractions; empty unless the models were evaluated."""
@@ -152,6 +153,6 @@ class Report:
 
     def _links(self, models: list[str]) -> list[str]:
         uri = tracking_uri()
-        base = without_credentials(uri.rstrip("/")) if uri.startswith("http") else LOCAL_UI
+        base = without_secrets(uri.rstrip("/")) if uri.startswith("http") else LOCAL_UI
         experiment_id, runs = find_runs({name: self._space.weights(name) for name in models})
         return [f"- [{name}]({base}/#/experiments/{experiment_id}/runs/{run_id})" for name, run_id in runs.items()]

@@ -6,7 +6,8 @@ from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
 
-from pipeline.base.errors import PipelineError, without_credentials
+from pipeline.base.errors import PipelineError, printable
+from pipeline.tracking.secrets import without_secrets
 from pipeline.tracking.server import ANSWER_SECONDS, problem_with, tracking_uri
 
 
@@ -19,7 +20,7 @@ def check_prefect_server() -> None:
     url = os.environ.get("PREFECT_API_URL", "")
     if url and (problem := problem_with(url)):
         raise PipelineError(
-            f"the Prefect server at {without_credentials(url)}: {problem}; start it, or unset PREFECT_API_URL"
+            f"the Prefect server at {without_secrets(url)}: {problem}; start it, or unset PREFECT_API_URL"
         )
 
 
@@ -46,9 +47,7 @@ def check_tracking_server() -> None:
     """
     uri = tracking_uri()
     if uri.startswith("http") and (problem := problem_with(uri)):
-        raise PipelineError(
-            f"MLflow at {without_credentials(uri)}: {problem}; start it, or correct MLFLOW_TRACKING_URI"
-        )
+        raise PipelineError(f"MLflow at {without_secrets(uri)}: {problem}; start it, or correct MLFLOW_TRACKING_URI")
 
 
 def default_remote(folder: Path) -> str | None:
@@ -73,14 +72,14 @@ def default_remote(folder: Path) -> str | None:
                 if odb.fs.protocol == "local" and not Path(odb.path).parents[2].exists():
                     raise FileNotFoundError(f"{Path(odb.path).parents[2]} is not there")
                 odb.fs.exists(odb.path)
-                return without_credentials(f"{name} ({odb.path})")
+                return without_secrets(f"{name} ({odb.path})")
         except NotDvcRepoError:
             return None
 
     try:
         return _within(ask)
     except Exception as error:  # each storage client has exceptions of its own
-        reason = without_credentials(" ".join(str(error).split()))[:200] or type(error).__name__
+        reason = printable(without_secrets(str(error))) or type(error).__name__
         raise PipelineError(
             f"the DVC remote does not answer ({reason}); `dvc remote list` shows its address"
         ) from error

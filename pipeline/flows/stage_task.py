@@ -8,12 +8,12 @@ from typing import Any
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 
 from pipeline.base.errors import PipelineError
 from pipeline.flows import dag
 from pipeline.flows.flow_run import current_flow_run
-from pipeline.flows.outcome import KILLED, RunFailedError, require_completed
+from pipeline.flows.outcome import KILLED, RunFailedError, failed, require_completed
 from pipeline.flows.output import StageOutput
 from pipeline.flows.report import Report
 from pipeline.flows.supervisor import supervised
@@ -63,7 +63,10 @@ def reproduce_stage(stage: str, report: Report, share: bool, force: bool) -> Sta
         if share and ran:
             _dvc(["push", "--run-cache", stage], report)
     except PipelineError as error:
-        return Failed(name=error.name if isinstance(error, RunFailedError) else "Failed", message=str(error))
+        return failed(error)
+    except Exception as error:
+        get_run_logger().exception("%s", type(error).__name__)
+        return failed(error)
     return Completed(message="ran") if ran else Completed(name="Restored", message="restored, not run")
 
 

@@ -10,10 +10,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.base.errors import PipelineError
+from pipeline.base.errors import PipelineError, printable
 from pipeline.base.files import digest_file
 from pipeline.release.facts import VersionFacts
 from pipeline.tracking.provenance import source_tags
+from pipeline.tracking.secrets import cleaned, without_secrets
 from pipeline.tracking.server import connect, find_run
 from pipeline.tracking.tracker import WEIGHTS_TAG
 
@@ -92,8 +93,8 @@ def register_model(weights: Path, registered_model_name: str, facts: VersionFact
             run_id = find_run(client, experiment_id, digest)
             run_id = run_id or client.create_run(experiment_id, run_name=facts.run_name).info.run_id
             version = _log_version(run_id, weights, registered_model_name)
-        client.update_model_version(registered_model_name, version, facts.description)
-        for name, value in {**source_tags(), **facts.tags}.items():
+        client.update_model_version(registered_model_name, version, without_secrets(facts.description))
+        for name, value in cleaned({**source_tags(), **facts.tags}).items():
             client.set_model_version_tag(registered_model_name, version, name, value)
         _log_scores(client, client.get_model_version(registered_model_name, version), facts.scores)
         client.set_registered_model_alias(registered_model_name, CHALLENGER, version)
@@ -163,7 +164,7 @@ def registry_errors(registered_model_name: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = printable(without_secrets(str(error)))  # cut last: half an address is not known as one
         raise PipelineError(
             f"the model registry refused {registered_model_name}: {reason}; check MLFLOW_TRACKING_URI"
         ) from error

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.base.errors import PipelineError
 from pipeline.release.registry import CHALLENGER, CHAMPION, version_with_alias
+from pipeline.tracking.secrets import without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,7 +46,7 @@ class Change:
 def new_change(version: str, before: str, kind: Literal["promotion", "rollback"], reason: str) -> Change:
     """A change by this user, now."""
     user, now = f"{getpass.getuser()}@{socket.gethostname()}", datetime.now(UTC)
-    return Change(version, before, kind, reason, user, now.strftime(DATE), uuid.uuid4().hex)
+    return Change(version, before, kind, without_secrets(reason), user, now.strftime(DATE), uuid.uuid4().hex)
 
 
 class Succession:

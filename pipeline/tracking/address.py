@@ -21,6 +21,9 @@ def unusable_server(url: str) -> str | None:
         return f"begins with {parts.scheme or 'no scheme'!r} instead of http:// or https://"
     if not parts.hostname or port == 0:
         return "names no host"
+    if "@" in parts.path or "@" in parts.query or "@" in parts.fragment:
+        # What stands before it may be the rest of a password, which would be sent to another host as a path.
+        return "has an @ after a /; write a / of a password as %2F, and an @ that is none before the host as %40"
     return None
 
 
@@ -51,6 +54,8 @@ def _unusable_database(uri: str) -> str | None:
     except ImportError as error:
         return f"needs the Python package {error.name}, which is not installed; install it"
     if url.get_backend_name() != "sqlite":
+        if "@" in f"{url.host}{url.database}":
+            return "has several @; write an @ of a password as %40"
         return None if url.host and url.database else "names no host or no database"
     if not url.database or url.database == ":memory:":
         return "names no file, so that every process would have a database of its own"

@@ -14,7 +14,8 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
-from pipeline.base.errors import warn, without_credentials
+from pipeline.base.errors import LONGEST_QUOTED, warn
+from pipeline.tracking.secrets import hide_secrets, without_secrets
 from pipeline.tracking.server import connect, tracking_uri
 from pipeline.tracking.spool import EVENTS, Spool
 from pipeline.tracking.tracker import SPOOLS, WAITING
@@ -165,6 +166,7 @@ def is_refusal(error: Exception) -> bool:
 
 def main() -> int:
     """Send what is named on standard input, then what waits from earlier; the exit status."""
+    hide_secrets()
     os.nice(NICENESS)
     if not sys.stdin.isatty():
         # A signal that ends a stage reaches its whole process group. This process ends with its input instead, so
@@ -176,9 +178,9 @@ def main() -> int:
 
 def _warn_of(error: Exception, refused: Path | None = None) -> None:
     # The cause of a failed request, at the end of its message, says most.
-    cause = " ".join(str(error).split()).rpartition("Caused by ")[2]
-    reason = without_credentials(cause)[:200]
-    where = without_credentials(tracking_uri())
+    cause = " ".join(without_secrets(str(error)).split()).rpartition("Caused by ")[2]
+    reason = cause[:LONGEST_QUOTED]  # cleaned before: half an address is not known as one
+    where = without_secrets(tracking_uri())
     waiting = f"{refused} keeps its record; delete it to give it up" if refused else WAITING
     warn(f"MLflow at {where}: {reason}; {waiting}")
 

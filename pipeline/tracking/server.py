@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from pipeline.base.errors import PipelineError
+from pipeline.tracking.address import unusable_server, unusable_tracking
 from pipeline.tracking.saved_views import experiment_tags
+from pipeline.tracking.secrets import without_secrets
 from pipeline.tracking.tracker import SPOOLS, WEIGHTS_TAG
 
 if TYPE_CHECKING:
@@ -42,6 +45,8 @@ def problem_with(url: str) -> str | None:
     """
     import requests
 
+    if (unusable := unusable_server(url)) is not None:
+        return unusable
     address = f"{url.rstrip('/')}/health"
     try:
         with requests.get(address, timeout=ANSWER_SECONDS, stream=True) as response:
@@ -56,8 +61,11 @@ def connect() -> tuple["MlflowClient", str]:
     """A client and the id of this project's experiment, which is created if it does not exist.
 
     Raises:
+        PipelineError: MLFLOW_TRACKING_URI cannot be an address.
         MlflowException: the server does not answer or refuses; other errors of a database are passed on too.
     """
+    if (problem := unusable_tracking(tracking_uri())) is not None:
+        raise PipelineError(f"MLFLOW_TRACKING_URI: {without_secrets(tracking_uri())} {problem}")
     for name, value in CLIENT_SETTINGS.items():
         os.environ.setdefault(name, value)
     from filelock import FileLock

@@ -28,6 +28,7 @@ from PIL import Image
 from pipeline.base.errors import warn
 from pipeline.base.files import write_json
 from pipeline.tracking.provenance import experiment, reproduction, source_tags
+from pipeline.tracking.secrets import cleaned, cleaned_file
 
 SPOOLS = Path(".tracking")
 DESCRIPTION_TAG = "mlflow.note.content"  # Markdown that MLflow's UI shows at the top of a run
@@ -106,7 +107,7 @@ class Tracker:
         self._recorded = {(event["kind"], event.get("key"), event.get("step")) for event in read_events(self.folder)}
         self._failed = False
         self._events: IO[str] = (self.folder / "events.jsonl").open("a", encoding="utf-8")
-        write_json(self.folder / "header.json", header)
+        write_json(self.folder / "header.json", cleaned(header))
         tracking.send(name)
 
     def __enter__(self) -> "Tracker":
@@ -148,7 +149,9 @@ class Tracker:
         Args:
             folder: where the run keeps it among its artifacts; "" for their root.
         """
-        self._record("artifact", path.read_bytes(), key=f"{folder}/{path.name}", file=path.name, folder=folder)
+        self._record(
+            "artifact", cleaned_file(path.read_bytes()), key=f"{folder}/{path.name}", file=path.name, folder=folder
+        )
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Record tags that are known only after the run has begun, such as the digest of its weights."""
@@ -172,7 +175,7 @@ class Tracker:
         try:
             if content is not None:
                 (self.folder / "files" / event["file"]).write_bytes(content)
-            self._events.write(json.dumps({"kind": kind, "time": int(time.time() * 1000), **event}) + "\n")
+            self._events.write(json.dumps({"kind": kind, "time": int(time.time() * 1000), **cleaned(event)}) + "\n")
             self._events.flush()
         except OSError as error:
             self._failed = True

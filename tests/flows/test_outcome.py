@@ -32,8 +32,11 @@ def ended(error: Exception) -> tuple[str | None, str | None]:
 def test_a_failure_that_a_user_can_act_on_is_the_message_of_the_state():
     assert ended(PipelineError("params.yaml: seed: too small")) == ("Failed", "params.yaml: seed: too small")
     assert ended(RunFailedError("pretrain: killed", "Killed")) == ("Killed", "pretrain: killed")
-    with pytest.raises(ZeroDivisionError):
-        ended(ZeroDivisionError())
+
+
+def test_any_other_exception_is_the_message_of_the_state_without_its_secrets():
+    error = ValueError("no answer of http://ann:hid/d@en@127.0.0.1:9/x?token=planted")
+    assert ended(error) == ("Failed", "ValueError: no answer of http://127.0.0.1:9/x?token=***")
 
 
 def test_a_state_that_is_not_completed_is_raised_with_its_name():
