@@ -163,19 +163,21 @@ def _without_user(address: str, scheme: re.Pattern[str], at: re.Pattern[str]) ->
 def _without_settings(text: str) -> str:
     """Mask the values of NAME=VALUE with the name of a secret."""
     pieces, position = [], 0
-    for _, begin, end in _secrets_set(text):
-        if begin >= position:
-            pieces += [text[position:begin], MASK]
-            position = end
+    for begin, end in _secrets_set(text):
+        pieces += [text[position:begin], MASK]
+        position = end
     return "".join([*pieces, text[position:]])
 
 
-def _secrets_set(text: str) -> Iterator[tuple[str, int, int]]:
-    """The values of NAME=VALUE with the name of a secret: each with where it begins and ends."""
-    for setting in SETTING.finditer(text):
-        value = VALUE.match(text, setting.end()) if SECRET_NAME.search(setting[1]) else None
+def _secrets_set(text: str) -> Iterator[tuple[int, int]]:
+    """Where the values of NAME=VALUE with the name of a secret begin and end."""
+    position = 0
+    while (setting := SETTING.search(text, position)) is not None:
+        position = setting.end()
+        value = VALUE.match(text, position) if SECRET_NAME.search(setting[1]) else None
         if value is not None:
-            yield value[0], value.start(), value.end()
+            position = value.end()
+            yield value.span()
 
 
 def _secret_settings() -> Iterator[tuple[bytes, bytes]]:
@@ -197,7 +199,7 @@ def _known_secrets(settings: tuple[tuple[bytes, bytes], ...]) -> re.Pattern[str]
             name_of_user, colon, password = user.partition(":")
             secrets.add(password if colon else name_of_user)
             secrets.add(base64.b64encode(unquote(user).encode()).decode())  # as the header of a request has it
-        secrets |= {secret for secret, _, _ in _secrets_set(value)}
+        secrets |= {value[begin:end] for begin, end in _secrets_set(value)}
     spellings = {spelling for secret in secrets for spelling in _spellings(secret) if len(spelling) >= SHORTEST}
     return re.compile("|".join(map(re.escape, sorted(spellings, key=len, reverse=True)))) if spellings else None
 
