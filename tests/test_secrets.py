@@ -60,12 +60,11 @@ run_stage("register", register, configures=True)
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory) -> Path:
-    """A checkout with a finished record that waits for MLflow."""
-    folder = checkout(tmp_path_factory.mktemp("secrets") / "repo")
-    return folder
+    return checkout(tmp_path_factory.mktemp("secrets") / "repo")
 
 
-def waiting_record(folder: Path, url: str) -> None:
+def waiting_record(folder: Path) -> None:
+    """A finished record that waits for MLflow, so that `gain sync` asks it."""
     spool = folder / ".tracking" / "run"
     (spool / "files").mkdir(parents=True, exist_ok=True)
     header = {"record": "1", "run_name": "run", "params": {}, "tags": {}, "weights_sha256": None, "dataset": None}
@@ -110,7 +109,7 @@ def test_no_command_and_no_stage_shows_a_secret(fault, answering, repository):
     place = answering(fault) if fault in ANSWERS else "nowhere.invalid" if fault == "unknown" else "127.0.0.1:9"
     password = PASSWORD if fault == "raw" else quote(PASSWORD, safe="")
     url = f"http://ann:{password}@{place}"
-    waiting_record(repository, url)
+    waiting_record(repository)
     added = {
         "MLFLOW_TRACKING_URI": url,
         "PREFECT_API_URL": f"{url}/api",
