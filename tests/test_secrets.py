@@ -127,6 +127,6 @@ def test_no_command_and_no_stage_shows_a_secret(fault, answering, repository):
     left = [path for path in repository.rglob("*") if path.is_file() and path.stat().st_size < 10_000_000]
     assert not [path for path in left if any(piece.encode() in path.read_bytes() for piece in PIECES)]
     if fault == "raw":
-        assert "promote: error: MLFLOW_TRACKING_URI: http://127.0.0.1:9 has an @ after a /" in said
+        assert "promote: error: MLFLOW_TRACKING_URI: http://127.0.0.1:9 has an @ after a /, ? or #;" in said
     else:
         assert f"http://{place}" in said

@@ -1,5 +1,6 @@
 """Whether an address of MLflow or Prefect can be used at all: what is known before a server is asked."""
 
+import re
 from importlib.metadata import entry_points
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,6 +13,9 @@ CLOUDS = ("databricks", "databricks-uc", "uc")
 
 def unusable_server(url: str) -> str | None:
     """Why no server can be at `url`, in a few words without credentials; None if one can."""
+    if re.search(r"://[^/?#]*[/?#].*@", url):
+        # What stands before it may be the rest of a password, which would be sent to another host as a path.
+        return "has an @ after a /, ? or #; write in a password / as %2F, ? as %3F, # as %23 and @ as %40"
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -21,9 +25,6 @@ def unusable_server(url: str) -> str | None:
         return f"begins with {parts.scheme or 'no scheme'!r} instead of http:// or https://"
     if not parts.hostname or port == 0:
         return "names no host"
-    if "@" in parts.path or "@" in parts.query or "@" in parts.fragment:
-        # What stands before it may be the rest of a password, which would be sent to another host as a path.
-        return "has an @ after a /; write a / of a password as %2F, and an @ that is none before the host as %40"
     return None
 
 

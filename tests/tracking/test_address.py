@@ -20,6 +20,8 @@ from pipeline.tracking.address import unusable_server, unusable_tracking
         ("sqlite:////nowhere/at/all/mlflow.db", "lies in /nowhere/at/all, which does not exist"),
         ("http://", "names no host"),
         ("https:///mlflow", "names no host"),
+        ("http://ann:sec/secret@host:5000", "has an @ after a /, ? or #; write in a password / as %2F, ? as %3F"),
+        ("http://ann:8080/secret@host:5000", "has an @ after a /, ? or #"),
         ("http://host:secret", "is no address; write http://HOST:PORT"),
         ("http://host:99999", "is no address; write http://HOST:PORT"),
         ("http://[::1", "is no address; write http://HOST:PORT"),
