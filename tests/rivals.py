@@ -24,7 +24,7 @@ def judge_together(*arguments):
 
 promotion.judge = judge_together
 try:
-    rules = Promote(not_below={"mean_iou": 0.003}, better=["attention_iou", "worst_group"])
+    rules = Promote(at_least={"mean_iou": 0.5}, not_below={"mean_iou": 0.003}, better=["attention_iou", "worst_group"])
     print(promotion.promote(sys.argv[2], rules, reason=me).sentence)
 except PipelineError as error:
     print("refused:", error)

@@ -173,6 +173,7 @@ def _of_registration(params: Params) -> Iterator[str]:
         yield f"register.candidates must name variants ({known}), got {unknown or 'none'}"
     named = {
         "register.metric": [params.register_.metric],
+        "promote.at_least": list(params.promote.at_least),
         "promote.not_below": list(params.promote.not_below),
         "promote.better": params.promote.better,
     }

@@ -300,10 +300,11 @@ class Register(Section):
 class Promote(Section):
     """What a challenger must show to become the champion, both scored on the same test data.
 
-    `not_below` maps a score to how far below the champion's it may lie; of the scores in `better`, one at least must be
-    higher than the champion's.
+    `at_least` maps a score to the value that every champion must reach, the first one too; `not_below` a score to how
+    far below the champion's it may lie; of the scores in `better`, one at least must be higher than the champion's.
     """
 
+    at_least: dict[str, Fraction]
     not_below: dict[str, Fraction]
     better: list[str]
 
@@ -311,4 +312,6 @@ class Promote(Section):
     def _asks_for_something(self) -> "Promote":
         if not self.better:
             raise ValueError("better must name at least one score in which a challenger can win")
+        if not self.at_least:
+            raise ValueError("at_least must name at least one score, and the value that a first champion must reach")
         return self

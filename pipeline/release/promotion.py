@@ -77,10 +77,14 @@ class Decision:
 
 
 def judge(champion: Contender | None, challenger: Contender, rules: Promote) -> list[Verdict]:
-    """Compare by the rules, a verdict each. Without a champion, the scores need only exist and be finite."""
-    names = dict.fromkeys([*rules.not_below, *rules.better])
+    """Compare by the rules, a verdict each. Without a champion, the scores must exist and reach the least values."""
+    names = dict.fromkeys([*rules.at_least, *rules.not_below, *rules.better])
     missing = [name for name in names if not math.isfinite(challenger.scores.get(name, math.nan))]
     verdicts = [Verdict("scores present and finite", "", ", ".join(missing) or "all", not missing)]
+    for name, least in rules.at_least.items():
+        old, new = (c.scores.get(name, math.nan) if c else math.nan for c in (champion, challenger))
+        text = f"{old:.4f}" if champion else ""
+        verdicts.append(Verdict(f"{name} at least {least:g}", text, f"{new:.4f}", _reaches(new, least)))
     if champion is None:
         return verdicts
     same = bool(champion.test_data) and champion.test_data == challenger.test_data
@@ -88,13 +92,17 @@ def judge(champion: Contender | None, challenger: Contender, rules: Promote) -> 
     pairs = {name: tuple(c.scores.get(name, math.nan) for c in (champion, challenger)) for name in names}
     for name, tolerance in rules.not_below.items():
         old, new = pairs[name]
-        # Scores are stored as decimal text: a difference of the last digit is none.
-        holds = new >= old - tolerance or math.isclose(new, old - tolerance, abs_tol=1e-9)
+        holds = _reaches(new, old - tolerance)
         verdicts.append(Verdict(f"{name} at most {tolerance:g} below", f"{old:.4f}", f"{new:.4f}", holds))
     old_text, new_text = (", ".join(f"{pairs[name][i]:.4f}" for name in rules.better) for i in (0, 1))
     wins = any(new > old for old, new in (pairs[name] for name in rules.better))
     verdicts.append(Verdict(f"better in {' or '.join(rules.better)}", old_text, new_text, wins))
     return verdicts
+
+
+def _reaches(score: float, least: float) -> bool:
+    # Scores are stored as decimal text: a difference of the last digit is none.
+    return score >= least or math.isclose(score, least, abs_tol=1e-9)
 
 
 def promote(registered_model_name: str, rules: Promote, *, reason: str = "", dry_run: bool = False) -> Decision:

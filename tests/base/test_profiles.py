@@ -150,6 +150,15 @@ def test_unused_change_is_told_what_to_change_instead():
     assert explained("profiles.voc2012.seed", changed) == "the chosen profile is smoke"
 
 
+def test_every_profile_registers_under_a_name_of_its_own():
+    """A model of one profile displaces no challenger of another."""
+    names = {name: load_params(REPOSITORY / "params.yaml", profile=name) for name in DOCUMENT["profiles"]}
+    registered = [params.register_.registered_model_name for params in names.values()]
+    assert sorted(set(registered)) == sorted(registered)
+    assert names["embedded"].register_.registered_model_name == "fcn8s-gain"
+    assert names["smoke"].register_.registered_model_name == "fcn8s-gain-smoke"
+
+
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [

@@ -60,7 +60,7 @@ def test_table_of_runs_has_names_scores_and_versions(page, views):
         expect(page.get_by_role("link", name=name, exact=True)).to_be_visible()
     for metric in ("test/mean_iou", "test/attention_iou", "test/class_accuracy"):
         expect(page.get_by_text(metric, exact=True).first).to_be_attached()
-    expect(page.get_by_role("link", name="fcn8s-gain").first).to_be_visible()
+    expect(page.get_by_role("link", name="fcn8s-gain-smoke").first).to_be_visible()
 
 
 def test_attention_lies_side_by_side_with_a_slider_over_epochs(page, views):
@@ -96,7 +96,7 @@ def test_run_says_what_came_of_it_and_how_to_get_it_again(page, views):
 
 
 def test_registered_version_has_its_card(page, views):
-    show(page, views["scores"].partition("#")[0] + "#/models/fcn8s-gain")
+    show(page, views["scores"].partition("#")[0] + "#/models/fcn8s-gain-smoke")
     expect(page.get_by_text("@ challenger").first).to_be_visible()
     page.get_by_role("link", name="Version 1", exact=True).click()
     expect(page.get_by_text("Licence", exact=False).first).to_be_visible()

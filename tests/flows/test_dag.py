@@ -148,12 +148,12 @@ def test_challenger_answers(repro, monkeypatch):
     uri = f"sqlite:///{repro / 'mlflow.db'}"
     monkeypatch.chdir(repro)
     mlflow.set_tracking_uri(uri)
-    version = mlflow.MlflowClient(uri).get_model_version_by_alias("fcn8s-gain", "challenger")
+    version = mlflow.MlflowClient(uri).get_model_version_by_alias("fcn8s-gain-smoke", "challenger")
     chosen = json.loads((repro / "reports/register/challenger.json").read_text())
     assert version.tags["weights_sha256"] == chosen["weights_sha256"]
     assert version.tags["variant"] in ("gain", "gain_ext")
     assert digest_file(repro / f"models/finetune/{chosen['variant']}.safetensors") == chosen["weights_sha256"]
-    model = load_model("models:/fcn8s-gain@challenger")
+    model = load_model("models:/fcn8s-gain-smoke@challenger")
     image = next((repro / "data/voc/JPEGImages").iterdir()).read_bytes()
     answer = model.predict(pd.DataFrame({"image": [base64.b64encode(image).decode()]}))
     assert set(answer["class_probs"][0]) == {"aeroplane", "boat", "car", "tree", "cactus", "snowman"}

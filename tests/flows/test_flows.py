@@ -14,7 +14,7 @@ from contextlib import suppress
 import mlflow
 import psutil
 import pytest
-from checkouts import becomes, environment, git, git_checkout, one_line, python
+from checkouts import becomes, environment, git, git_checkout, one_line, python, set_params
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun
 from prefect_site import Site, processes, trainers
@@ -41,7 +41,7 @@ def test_one_command_brings_the_pipeline_to_a_registered_model(site):
     assert "pretrain: epoch 2/2" in log
     assert "train/local: Completed: 11 of 11 stages ran" in log
     version = mlflow.MlflowClient(f"sqlite:///{site.folder}/mlflow.db").get_model_version_by_alias(
-        "fcn8s-gain", "challenger"
+        "fcn8s-gain-smoke", "challenger"
     )
     assert version.tags["variant"] in ("gain", "gain_ext")
     run = newest(site)
@@ -226,7 +226,13 @@ def test_sweep_over_a_pool_that_is_gone_is_one_line(site):
 
 
 def test_promotion_and_retraining(site):
+    params = site.folder / "params.yaml"
+    committed = params.read_bytes()
+    run = site.finished(site.start("promote/local"))
+    assert (run.state.name, "stays challenger: mean_iou at least 0.5" in run.state.message) == ("Refused", True)
+    set_params(site.folder, {".promote": {"at_least": {"mean_iou": 0.01}}})
     run = site.finished(site.start("promote/local", reason="first"))
+    params.write_bytes(committed)
     assert (run.state.name, "is the champion now" in run.state.message) == ("Promoted", True)
     assert "scores present and finite" in site.artifacts(run.id)["promotion"]
     run = site.finished(site.start("promote/local"))

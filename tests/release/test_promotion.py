@@ -16,7 +16,7 @@ from pipeline.release.succession import Succession, new_change
 from pipeline.tracking.server import connect
 
 NAME = "net"
-RULES = Promote(not_below={"mean_iou": 0.003}, better=["attention_iou", "worst_group"])
+RULES = Promote(at_least={"mean_iou": 0.5}, not_below={"mean_iou": 0.003}, better=["attention_iou", "worst_group"])
 OLD = {"mean_iou": 0.8, "attention_iou": 0.4, "worst_group": 0.1}
 
 
@@ -85,7 +85,32 @@ def champion(registry) -> str:
     return str(registry.client.get_model_version_by_alias(NAME, "champion").version)
 
 
-def test_first_challenger_needs_scores_only_and_leaves_a_trail(registry):
+@pytest.mark.parametrize(
+    ("mean_iou", "failing"),
+    [(0.127, ["mean_iou at least 0.5"]), (0.4999, ["mean_iou at least 0.5"]), (0.5 - 1e-12, []), (0.5, []), (0.8, [])],
+)
+def test_a_first_champion_must_reach_the_least_values(mean_iou, failing):
+    found = judge(None, Contender({**OLD, "mean_iou": mean_iou}, "a"), RULES)
+    assert [verdict.rule for verdict in found if not verdict.holds] == failing
+
+
+def test_later_champions_must_reach_them_too():
+    old, new = ({"mean_iou": value, "attention_iou": value, "worst_group": 0.1} for value in (0.4, 0.45))
+    found = judge(Contender(old, "a"), Contender(new, "a"), RULES)
+    assert [verdict.rule for verdict in found if not verdict.holds] == ["mean_iou at least 0.5"]
+
+
+def test_a_first_challenger_below_the_least_values_changes_nothing(registry):
+    version = registry(**{**OLD, "mean_iou": 0.127})
+    decision = promote(NAME, RULES)
+    assert not decision.promoted
+    assert decision.sentence == f"version {version} of net stays challenger: mean_iou at least 0.5"
+    assert "| mean_iou at least 0.5 |  | 0.1270 | FAILS |" in decision.markdown()
+    model = registry.client.get_registered_model(NAME)
+    assert (model.aliases, model.tags) == ({"challenger": int(version)}, {})
+
+
+def test_first_challenger_needs_no_champion_and_leaves_a_trail(registry):
     version = registry(**OLD)
     decision = promote(NAME, RULES, reason="the first")
     assert decision.promoted

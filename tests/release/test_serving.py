@@ -33,7 +33,8 @@ from pathlib import Path
 from pipeline.release.facts import VersionFacts
 from pipeline.release.registry import register_model
 tags = {{"weights_sha256": "{digest}", "variant": "gain"}}
-print(register_model(Path("w.safetensors"), "fcn8s-gain", VersionFacts("tiny", tags, {{"mean_iou": 0.5}}, "# Card")))
+facts = VersionFacts("tiny", tags, {{"mean_iou": 0.5}}, "# Card")
+print(register_model(Path("w.safetensors"), "fcn8s-gain-smoke", facts))
 """
 
 
@@ -70,7 +71,7 @@ def server(registry, tmp_path_factory) -> Iterator[str]:
     installed = subprocess.run([python_here, "-c", "import pipeline"], cwd=elsewhere, env=env, capture_output=True)
     assert b"No module named 'pipeline'" in installed.stderr
     port = free_port()
-    command = [python_here, "-m", "mlflow", "models", "serve", "--model-uri", "models:/fcn8s-gain@challenger"]
+    command = [python_here, "-m", "mlflow", "models", "serve", "--model-uri", "models:/fcn8s-gain-smoke@challenger"]
     command += ["--env-manager", "local", "--port", str(port)]
     url = f"http://127.0.0.1:{port}"
     with running(command, f"{url}/ping", elsewhere / "log", cwd=elsewhere, env=env) as process:
@@ -157,7 +158,7 @@ def test_version_carries_what_a_user_asks_of_it(registry):
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{registry}/mlflow.db")
-    version = client.get_model_version_by_alias("fcn8s-gain", "challenger")
+    version = client.get_model_version_by_alias("fcn8s-gain-smoke", "challenger")
     assert version.description == "# Card"
     model = client.get_logged_model(version.source.removeprefix("models:/"))
     assert {metric.key: metric.value for metric in model.metrics} == {"test/mean_iou": 0.5}
