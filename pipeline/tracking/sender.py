@@ -14,7 +14,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
-from pipeline.base.errors import LONGEST_QUOTED, warn
+from pipeline.base.errors import LONGEST_QUOTED, PipelineError, warn
 from pipeline.tracking.secrets import hide_secrets, without_secrets
 from pipeline.tracking.server import connect, tracking_uri
 from pipeline.tracking.spool import EVENTS, Spool
@@ -179,7 +179,8 @@ def main() -> int:
 def _warn_of(error: Exception, refused: Path | None = None) -> None:
     # The cause of a failed request, at the end of its message, says most.
     cause = " ".join(without_secrets(str(error)).split()).rpartition("Caused by ")[2]
-    reason = cause[:LONGEST_QUOTED]  # cleaned before: half an address is not known as one
+    # Cut after it is cleaned: half an address is not known as one.
+    reason = cause if isinstance(error, PipelineError) else cause[:LONGEST_QUOTED]
     where = without_secrets(tracking_uri())
     waiting = f"{refused} keeps its record; delete it to give it up" if refused else WAITING
     warn(f"MLflow at {where}: {reason}; {waiting}")

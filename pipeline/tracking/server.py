@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from pipeline.base.errors import PipelineError
 from pipeline.tracking.address import unusable_server, unusable_tracking
 from pipeline.tracking.saved_views import experiment_tags
+from pipeline.tracking.schema import unusable_schema
 from pipeline.tracking.secrets import without_secrets
 from pipeline.tracking.tracker import SPOOLS, WEIGHTS_TAG
 
@@ -61,7 +62,7 @@ def connect() -> tuple["MlflowClient", str]:
     """A client and the id of this project's experiment, which is created if it does not exist.
 
     Raises:
-        PipelineError: MLFLOW_TRACKING_URI cannot be an address.
+        PipelineError: MLFLOW_TRACKING_URI cannot be an address, or its database has the tables of another MLflow.
         MlflowException: the server does not answer or refuses; other errors of a database are passed on too.
     """
     if (problem := unusable_tracking(tracking_uri())) is not None:
@@ -78,6 +79,8 @@ def connect() -> tuple["MlflowClient", str]:
     database = local_database()
     # Two processes that create the database at the same time break each other.
     with FileLock(f"{database}.lock" if database else SPOOLS / "connect.lock"):
+        if (problem := unusable_schema(tracking_uri(), DEFAULT_URI)) is not None:
+            raise PipelineError(f"MLflow's database cannot be used: {problem}")
         client = MlflowClient()
         return client, _experiment(client, database)
 
