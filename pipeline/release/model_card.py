@@ -1,6 +1,7 @@
 """The model card of a registered version: what it was trained on, how well it does, and what not to use it for."""
 
 import csv
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def model_card(
         f"# FCN8s with guided attention: {variant}, seed {params.seed}",
         "",
         f"Multi-label classes, segmentation and a Grad-CAM map per class, from RGB images of any size. Classes: "
-        f"{', '.join(class_names)}.{_seen(params.evaluate.scale)}",
+        f"{', '.join(map(literal, class_names))}.{_seen(params.evaluate.scale)}",
         "",
         f"**Data.** {_data(params.download)} Images: {splits}.",
         "",
@@ -74,6 +75,13 @@ def model_card(
         f"**Licence.** {_licence(params.download)}",
     ]
     return "\n".join(lines)
+
+
+def literal(text: str) -> str:
+    """`text` from a user as Markdown that shows it as it is: no HTML, no markup, no link."""
+    marked = re.sub(r"([\\`*_{}\[\]()#+!|~])", r"\\\1", text)
+    # As numbers, since MLflow's page takes no backslash before these.
+    return re.sub(r"[<>@$:\"']|&", lambda found: f"&#{ord(found[0])};", marked)
 
 
 def _seen(scale: float) -> str:
