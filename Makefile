@@ -14,6 +14,7 @@ help: ## list the targets
 
 repro: $(BIN)/.installed ## run the pipeline: data, training, evaluation, registration
 	$(BIN)/dvc repro
+	$(BIN)/gain register --verify
 
 study: $(BIN)/.installed ## every variant over three seeds: the table and figures of study/results
 	printf '%s\n' 0 1 2 | OMP_NUM_THREADS=1 xargs -P 3 -I SEED $(BIN)/dvc --cd study --wait-for-lock repro evaluate@SEED
@@ -89,9 +90,11 @@ lock: $(BIN)/.installed ## resolve requirements.lock again, for Python 3.11 to 3
 	uv pip compile --universal --generate-hashes --python-version 3.11 --group dev \
 		--custom-compile-command "make lock" pyproject.toml -o requirements.lock
 
-clean: ## remove what the pipeline made, keep the DVC cache and the environment
-	rm -rf data models checkpoints study/seed* photos-study/seed* .tracking .runs mlflow.db mlruns
-	find reports -mindepth 1 -maxdepth 1 ! -name configure -exec rm -rf {} + # configure's are in Git, links included
+# reports/configure is in Git, links included.
+clean: ## remove what the pipeline made; keep MLflow's records, the DVC cache and the environment
+	@for path in $(wildcard data models checkpoints study/seed* photos-study/seed* .runs) \
+		$(filter-out reports/configure,$(wildcard reports/*)); do rm -rf "$$path" && echo "clean: removed $$path"; done
+	@echo "clean: kept mlflow.db, mlruns and .tracking, which cannot be made again; delete them by hand if you mean to"
 
 git-repository:
 	@command -v git > /dev/null || { echo "make: error: git is missing; install it" >&2; exit 1; }

@@ -10,6 +10,7 @@ from pipeline.data.manifest import read_manifest
 from pipeline.data.voc import read_class_names
 from pipeline.datasets.counterfactual.table import read_table
 from pipeline.release.facts import VersionFacts, version_tags
+from pipeline.release.mending import mend_runs
 from pipeline.release.model_card import model_card, read_intervals
 from pipeline.release.registry import explain_choice, flat_scores, register_model, select_variant
 from stages.run import run_stage
@@ -29,6 +30,8 @@ def register(params: Params, space: Workspace) -> None:
     intervals = read_intervals(evaluated / "tables" / "intervals.csv", variant)
     card = model_card(params, variant, read_class_names(space.data), num_images, intervals, choice)
     facts = VersionFacts(f"{variant}-seed{params.seed}", tags, flat_scores(scores[variant]), card)
+    for training in mend_runs(params, space):
+        print(f"register: MLflow had no run of {training}; it has one again, from models/ and reports/", flush=True)
     version = register_model(weights, name, facts)
     # Without the version number, which is the registry's and differs wherever the same model is registered.
     content = {"registered_model_name": name, **tags, "metrics": scores[variant]}

@@ -148,6 +148,16 @@ def promote(
         sys.exit(1)
 
 
+@command("register")
+def register(
+    verify: Annotated[bool, typer.Option("--verify", help="look first, and add only what is missing")] = False,
+) -> None:
+    """Make the best model of the last `dvc repro` the challenger again, and runs that MLflow lost, from reports/."""
+    from pipeline.cli.register import register_again
+
+    register_again(verify=verify)
+
+
 @command("sync")
 def sync() -> None:
     """Send MLflow the records that are still waiting, each once; exit code 1 if that fails."""

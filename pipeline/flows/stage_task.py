@@ -55,7 +55,9 @@ def reproduce_stage(stage: str, report: Report, share: bool, force: bool) -> Sta
     The state is named after what happened: Unchanged, Restored (from the cache, without running), Completed, Failed, or
     Killed when a signal ended the stage.
     """
-    options = [*(["--pull"] if share else []), *(["--force"] if force else [])]
+    # With --pull, DVC fetches a stage's outputs instead of running it; register has effects beyond its outputs.
+    pull = share and stage != "register"
+    options = [*(["--pull"] if pull else []), *(["--force"] if force else [])]
     try:
         if not force and dag.is_up_to_date(report.folder, stage):
             return Completed(name="Unchanged", message="up to date")

@@ -124,7 +124,7 @@ def promote(registered_model_name: str, rules: Promote, *, reason: str = "", dry
         if challenger is None:
             raise PipelineError(
                 f"{registered_model_name} has no version with the alias challenger; train another with `dvc repro` or "
-                "`dvc exp run`, or register the last one again with `dvc repro --force --single-item register`"
+                "`dvc exp run`, or register the last one again with `gain register`"
             )
         if champion is not None and champion.version == challenger.version:
             raise PipelineError(f"version {champion.version} of {registered_model_name} is the champion already")

@@ -3,11 +3,13 @@
 import base64
 import io
 import math
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pipeline.base.errors import PipelineError, printable
@@ -87,8 +89,7 @@ def register_model(weights: Path, registered_model_name: str, facts: VersionFact
     digest = facts.tags[WEIGHTS_TAG]
     with registry_errors(registered_model_name):
         client, experiment_id = connect()
-        versions = client.search_model_versions(f"name = '{registered_model_name}'")
-        version = next((v.version for v in versions if v.tags.get(WEIGHTS_TAG) == digest), None)
+        version = version_of(client, registered_model_name, digest)
         if version is None:
             run_id = find_run(client, experiment_id, digest)
             run_id = run_id or client.create_run(experiment_id, run_name=facts.run_name).info.run_id
@@ -129,9 +130,16 @@ def download_weights(registered_model_name: str, alias: str, folder: Path) -> Pa
         client, _ = connect()
         from mlflow.artifacts import download_artifacts
 
-        client.get_model_version_by_alias(registered_model_name, alias)
+        if version_with_alias(client, registered_model_name, alias) is None:
+            raise PipelineError(_without_alias(client, registered_model_name, alias))
         place = download_artifacts(artifact_uri=f"models:/{registered_model_name}@{alias}", dst_path=str(folder))
     return next(Path(place).glob("artifacts/**/*.safetensors"))
+
+
+def version_of(client: "MlflowClient", registered_model_name: str, weights_sha256: str) -> str | None:
+    """The version that has these weights; None if none has."""
+    versions = client.search_model_versions(f"name = '{registered_model_name}'")
+    return next((str(v.version) for v in versions if v.tags.get(WEIGHTS_TAG) == weights_sha256), None)
 
 
 def version_with_alias(client: "MlflowClient", registered_model_name: str, alias: str) -> Any:
@@ -147,6 +155,26 @@ def version_with_alias(client: "MlflowClient", registered_model_name: str, alias
         raise
 
 
+def no_such_model(registered_model_name: str) -> str:
+    """What to say where the registry has no model of this name."""
+    return (
+        f"the model registry has no {registered_model_name}; `gain register` registers the last one that was trained, "
+        "`dvc repro` trains one"
+    )
+
+
+def _without_alias(client: "MlflowClient", registered_model_name: str, alias: str) -> str:
+    models = client.search_registered_models(f"name = '{registered_model_name}'")
+    if not models:
+        return no_such_model(registered_model_name)
+    present = sorted(models[0].aliases)
+    if alias == CHAMPION and CHALLENGER in present:
+        return f"{registered_model_name} has no champion; run `gain promote`, or --alias {CHALLENGER}"
+    if present:
+        return f"{registered_model_name} has no version with the alias {alias}; say --alias {' or '.join(present)}"
+    return f"{registered_model_name} has no version with the alias {alias}; run `gain register`, then `gain promote`"
+
+
 def version_scores(client: "MlflowClient", version: Any) -> dict[str, float]:
     """The newest value of every score of a model version."""
     newest: dict[str, Any] = {}
@@ -160,10 +188,11 @@ def version_scores(client: "MlflowClient", version: Any) -> dict[str, float]:
 def registry_errors(registered_model_name: str) -> Iterator[None]:
     """Turn what the registry refuses into a PipelineError of one line; `registered_model_name` says what was asked."""
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, OSError) as error:
+    except (MlflowException, OSError, SQLAlchemyError) as error:
         reason = printable(without_secrets(str(error)))  # cut last: half an address is not known as one
         raise PipelineError(
             f"the model registry refused {registered_model_name}: {reason}; check MLFLOW_TRACKING_URI"
@@ -197,11 +226,13 @@ def _log_version(run_id: str, weights: Path, registered_model_name: str) -> str:
     outputs = Schema([ColSpec(AnyType(), name) for name in ("class_probs", "segmentation", "attention")])
     params = ParamSchema([ParamSpec("segmentation", DataType.string, "png")])
     package = Path(__file__).parents[1]
-    with mlflow.start_run(run_id=run_id):
+    with TemporaryDirectory() as folder, mlflow.start_run(run_id=run_id):
+        # MLflow follows a link, such as one into DVC's cache, and then refuses what lies outside its folder.
+        copy = Path(shutil.copyfile(weights, Path(folder) / weights.name))
         info: Any = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(package / "release" / "served_model.py"),
-            artifacts={"weights": str(weights)},
+            artifacts={"weights": str(copy)},
             code_paths=[str(package)],
             signature=ModelSignature(Schema([ColSpec(AnyType(), "image")]), outputs, params),
             input_example=_input_example(),

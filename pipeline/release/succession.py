@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.base.errors import PipelineError
-from pipeline.release.registry import CHALLENGER, CHAMPION, version_with_alias
+from pipeline.release.registry import CHALLENGER, CHAMPION, no_such_model, version_with_alias
 from pipeline.tracking.secrets import without_secrets
 
 if TYPE_CHECKING:
@@ -66,10 +66,7 @@ class Succession:
         except MlflowException as error:
             if not _is(error, RESOURCE_DOES_NOT_EXIST):
                 raise
-            raise PipelineError(
-                f"the model registry has no {registered_model_name}; `dvc repro --force --single-item register` "
-                "registers the last one that was trained"
-            ) from None
+            raise PipelineError(no_such_model(registered_model_name)) from None
         self._client, self._name, self._created = client, registered_model_name, model.creation_timestamp
         known = [key.removeprefix(TRAIL) for key in model.tags if key.startswith(TRAIL)]
         self._number = 1 + max((int(number) for number in known if number.isdecimal()), default=0)

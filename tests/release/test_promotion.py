@@ -163,7 +163,7 @@ def test_roll_back_goes_to_the_champion_before_each_time(registry):
 def test_nothing_to_promote_is_said(registry, refused):
     assert "no version with the alias challenger" in refused(promote, NAME, RULES)
     for refuse in (lambda: refused(promote, "unknown", RULES), lambda: refused(roll_back, "unknown")):
-        assert "the model registry has no unknown; `dvc repro --force" in refuse()
+        assert "the model registry has no unknown; `gain register` registers the last one" in refuse()
     assert "no earlier champion" in refused(roll_back, NAME)
     registry(**OLD)
     promote(NAME, RULES)

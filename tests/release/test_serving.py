@@ -209,7 +209,13 @@ def test_predict_and_export_say_what_is_missing(registry, tmp_path):
         gain(registry, "predict", str(tmp_path / "b.png"), *out, "--weights", "w.safetensors"), "b.png", "No such file"
     )
     one_line(gain(registry, "predict", str(tmp_path / "a.png"), *out, "--weights", "w.safetensors"), "no readable JPEG")
-    one_line(gain(registry, "predict", str(tmp_path / "a.png"), *out), "fcn8s-gain@champion")
+    missing = "fcn8s-gain-smoke has no champion; run `gain promote`, or --alias challenger"
+    one_line(gain(registry, "predict", str(tmp_path / "a.png"), *out), missing)
+    one_line(gain(registry, "export", "--out", str(tmp_path / "net.onnx")), missing)
+    asked = gain(registry, "predict", str(tmp_path / "a.png"), *out, "--alias", "best")
+    one_line(asked, "fcn8s-gain-smoke has no version with the alias best; say --alias challenger")
+    asked = gain(registry, "predict", str(tmp_path / "a.png"), *out, "--profile", "embedded")
+    one_line(asked, "the model registry has no fcn8s-gain; `gain register` registers the last one")
     one_line(gain(registry, "export", "--out", str(tmp_path / "net.onnx"), "--weights", "none"), "weights missing")
 
 
