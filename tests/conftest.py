@@ -20,7 +20,10 @@ pytest_plugins = ["processes"]
 
 NUM_CLASSES = 3
 SLOWEST = ("test_flows.py", "test_dag.py", "test_ranks.py", "test_voc_dag.py")  # first, so that no core waits later
-ON_ONE_RUN = SLOWEST[:2]  # files that share fixtures of the session, so that one process must run them
+ON_ONE_RUN = (
+    *SLOWEST[:2],
+    "test_mending.py",
+)  # files that share fixtures of the session, so that one process must run them
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,7 +11,7 @@ from pipeline.base.workspace import PRETRAINED, Workspace
 from pipeline.release.registry import flat_scores, registry_errors, version_of
 from pipeline.tracking.rebuilt import Remains, rebuild_run
 from pipeline.tracking.sender import send_waiting
-from pipeline.tracking.server import connect, find_run
+from pipeline.tracking.server import connect
 from pipeline.tracking.tracker import WEIGHTS_TAG
 
 
@@ -28,8 +28,7 @@ def mend_runs(params: Params, space: Workspace) -> list[str]:
         client, experiment_id = connect()
         send_waiting()
         for name, remains in _remains(params, space):
-            if find_run(client, experiment_id, remains.weights_sha256) is None:
-                rebuild_run(client, experiment_id, remains)
+            if rebuild_run(client, experiment_id, remains):
                 made.append(name)
     return made
 
@@ -75,8 +74,8 @@ def _remains(params: Params, space: Workspace) -> Iterator[tuple[str, Remains]]:
 
 
 def _values(params: Params, stage: str, variant: str) -> dict[str, Any]:
-    """The parameters of a training under the names that its run had."""
-    options = getattr(params, stage).model_dump(mode="json")
+    """The parameters of a training under the names that its run had, without the addresses of imported weights."""
+    options = getattr(params, stage).model_dump(mode="json", exclude={"weights"})
     if variant:
         options |= {
             "loss_weights": params.variants[variant].loss_weights,

@@ -6,6 +6,8 @@ Team mates with the older MLflow could no longer use it then.
 
 from pathlib import Path
 
+from pipeline.tracking.address import DATABASES
+
 ADDRESS = '"$MLFLOW_TRACKING_URI"'  # as a shell reads it: the address may hold a password
 
 
@@ -18,6 +20,8 @@ def unusable_schema(uri: str, default: str) -> str | None:
     """
     from importlib.metadata import version
 
+    if not _is_there(uri):
+        return None
     found, expected, known = _revisions(uri)
     if found is None or found == expected:
         return None
@@ -29,6 +33,13 @@ def unusable_schema(uri: str, default: str) -> str | None:
         f"its tables are those of an MLflow newer than {here}, or of another program; run "
         "`pip install --upgrade mlflow`, or name another database in MLFLOW_TRACKING_URI"
     )
+
+
+def _is_there(uri: str) -> bool:
+    """Whether `uri` names a database, one with a file if it is SQLite's: connecting would create the file."""
+    kind = uri.partition("://")[0].partition("+")[0]
+    file = uri.partition(":///")[2].partition("?")[0]
+    return kind in DATABASES and (kind != "sqlite" or Path(file).exists())
 
 
 def _revisions(uri: str) -> tuple[str | None, str, set[str]]:
@@ -43,9 +54,6 @@ def _revisions(uri: str) -> tuple[str | None, str, set[str]]:
     from sqlalchemy.exc import SQLAlchemyError
     from sqlalchemy.pool import NullPool
 
-    file = uri.removeprefix("sqlite:///") if uri.startswith("sqlite:///") else None
-    if "://" not in uri or uri.startswith(("http", "file", "databricks", "uc")) or (file and not Path(file).exists()):
-        return None, "", set()  # no database, or none yet: connecting to SQLite would create the file
     try:
         with create_engine(uri, poolclass=NullPool).connect() as connection:
             heads = MigrationContext.configure(connection).get_current_heads()

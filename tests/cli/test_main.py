@@ -45,6 +45,7 @@ def test_every_command_explains_itself():
         "flow",
         "down",
         "promote",
+        "register",
         "sync",
         "ui",
         "predict",

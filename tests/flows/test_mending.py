@@ -32,7 +32,7 @@ def client_of(folder: Path) -> MlflowClient:
 
 
 def check_registry(folder: Path) -> None:
-    """The challenger is the one of reports/register, of a run with the curves and scores of its training."""
+    """The challenger is that of reports/register, and belongs to a run with curves and scores of its training."""
     client = client_of(folder)
     said = json.loads((folder / "reports/register/challenger.json").read_text())
     version = client.get_model_version_by_alias(NAME, "challenger")
@@ -51,7 +51,8 @@ def check_registry(folder: Path) -> None:
     assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {"curves.csv", "summary.json", "images"}
 
 
-def test_a_repro_that_restores_all_else_registers_again(folder):
+def test_a_repro_that_restores_the_trainings_registers_again(folder):
+    """`evaluate` runs, since its scores are in Git and not in DVC's cache, and makes runs with test scores alone."""
     for name in ("data", "models", "reports/finetune", "reports/evaluate", "reports/register"):
         shutil.rmtree(folder / name)
     result = dvc(folder, "repro")
