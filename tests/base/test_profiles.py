@@ -157,6 +157,8 @@ def test_every_profile_registers_under_a_name_of_its_own():
     assert sorted(set(registered)) == sorted(registered)
     assert names["embedded"].register_.registered_model_name == "fcn8s-gain"
     assert names["smoke"].register_.registered_model_name == "fcn8s-gain-smoke"
+    assert names["embedded"].promote.at_least == {"mean_iou": 0.5, "macro_f1": 0.5}
+    assert names["photos-study"].promote.at_least == {"mean_iou": 0.25, "macro_f1": 0.4}
 
 
 @pytest.mark.parametrize(
