@@ -3,6 +3,7 @@
 import functools
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,7 +24,7 @@ class _Commands(TyperGroup):
         return super().main(*args, **kwargs)
 
 
-app = typer.Typer(cls=_Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False)
 
 Profile = Annotated[str | None, typer.Option(help="instead of the profile that params.yaml names")]
 Weights = Annotated[Path | None, typer.Option(help="safetensors file, instead of one from the registry")]
@@ -46,8 +47,18 @@ def command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     return add
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"gain {metadata.version('guided-attention')}")
+        raise typer.Exit
+
+
 @app.callback()
-def gain() -> None:
+def gain(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="show the version and leave")
+    ] = False,
+) -> None:
     """Guided attention for segmentation networks."""
 
 
@@ -179,7 +190,9 @@ def ui(port: Annotated[int, typer.Option(help="of MLflow's UI on 127.0.0.1")] = 
 
 @command("predict")
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="JPEG, PNG, WebP, BMP or TIFF files of any size")],
+    images: Annotated[
+        list[str], typer.Argument(help="JPEG, PNG, WebP, BMP or TIFF files of any size, folders of them, or patterns")
+    ],
     out: Annotated[Path, typer.Option(help="folder for the pictures and predictions.json")],
     weights: Weights = None,
     alias: Alias = "champion",

@@ -2,7 +2,7 @@
 
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from PIL import Image
 from pipeline.base.errors import PipelineError
 from pipeline.base.files import write_json
 from pipeline.base.params import load_params
+from pipeline.cli.named_images import named_images
 from pipeline.data.images import FORMATS
 from pipeline.data.voc import voc_palette
 from pipeline.model.weights import load_weights
@@ -21,6 +22,7 @@ from pipeline.release.images import palette_png, read_image
 from pipeline.release.prediction import Outputs, Prediction, predict, probability_table
 from pipeline.release.registry import download_weights
 from pipeline.report.overlays import attention_overlay, segmentation_overlay
+from pipeline.tracking.progress import progress_bar
 
 
 @contextmanager
@@ -38,47 +40,58 @@ def chosen_weights(weights: Path | None, alias: str, profile: str | None) -> Ite
         yield download_weights(name, alias, Path(folder))
 
 
-def predict_images(images: list[Path], out: Path, weights: Path) -> None:
-    """Write STEM_segmentation.png, STEM_mask.png and STEM_attention_CLASS.png for each image, and predictions.json.
+def predict_images(arguments: Sequence[str], out: Path, weights: Path) -> None:
+    """Write NAME_segmentation.png, NAME_mask.png and NAME_attention_CLASS.png for each image, and predictions.json.
+
+    An image that cannot be read does not keep the others from their results.
 
     Args:
-        images: files of any size, in a format of data/images.py; all are read before the first is computed.
+        arguments: files, folders and patterns, see `named_images`; images of any size, in a format of data/images.py.
         out: a folder, made if it does not exist.
 
     Raises:
-        PipelineError: an image or the weights cannot be read, or `out` cannot be written.
+        PipelineError: images or weights are missing, `out` cannot be written, or, once all others have their results,
+            some images could not be read.
     """
-    decoded = _decoded(images, out)
+    images = named_images(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, class_names = load_weights(weights)
     outputs = Outputs(model.to(device).eval())
-    class_probs = {}
-    for path, image in decoded.items():
-        found = predict(outputs, class_names, image, device)
-        _write(found, image, out, path.stem)
-        class_probs[str(path)] = found.class_probs
-        print(f"{path}: {probability_table(found.class_probs)}", flush=True)
-    write_json(out / "predictions.json", class_probs)
-
-
-def _decoded(images: list[Path], out: Path) -> dict[Path, NDArray[np.uint8]]:
-    """Path to (H, W, 3) RGB."""
-    stems = [path.stem for path in images]
-    if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
-        raise PipelineError(f"{twice[0]}: two images of this name; their results would be one file")
+    class_probs, problems = {}, []
     try:
-        contents = {path: path.read_bytes() for path in images}
+        with progress_bar("predict", len(images)) as advance:
+            for path, name in images.items():
+                try:
+                    image = read_image(path.read_bytes(), str(path), formats=FORMATS)
+                except PipelineError as error:
+                    problems.append(str(error))
+                except OSError as error:
+                    problems.append(f"{path}: {error.strerror}")
+                else:
+                    found = predict(outputs, class_names, image, device)
+                    _write(found, image, out / name)
+                    class_probs[str(path)] = found.class_probs
+                    print(f"{path}: {probability_table(found.class_probs)}", flush=True)
+                advance()
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise PipelineError(f"{error.filename}: {error.strerror}") from error
-    return {path: read_image(content, str(path), formats=FORMATS) for path, content in contents.items()}
+        raise PipelineError(f"{error.filename or out}: {error.strerror}") from error
+    finally:
+        if class_probs:  # what is done is not lost where the rest fails
+            write_json(out / "predictions.json", class_probs)
+    if len(problems) == 1:
+        raise PipelineError(problems[0])
+    if problems:
+        raise PipelineError("\n  ".join([f"{len(problems)} of {len(images)} images have no prediction:", *problems]))
 
 
-def _write(found: Prediction, image: NDArray[np.uint8], out: Path, stem: str) -> None:
-    Image.fromarray(segmentation_overlay(image, found.segmentation)).save(out / f"{stem}_segmentation.png")
+def _write(found: Prediction, image: NDArray[np.uint8], place: Path) -> None:
+    """To files whose paths begin with `place`."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(segmentation_overlay(image, found.segmentation)).save(f"{place}_segmentation.png")
     for name, attention in found.attention.items():
-        Image.fromarray(attention_overlay(image, attention)).save(out / f"{stem}_attention_{_in_file_names(name)}.png")
-    (out / f"{stem}_mask.png").write_bytes(palette_png(found.segmentation, voc_palette()))
+        Image.fromarray(attention_overlay(image, attention)).save(f"{place}_attention_{_in_file_names(name)}.png")
+    Path(f"{place}_mask.png").write_bytes(palette_png(found.segmentation, voc_palette()))
 
 
 def _in_file_names(class_name: str) -> str:

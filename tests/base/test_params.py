@@ -14,7 +14,7 @@ COMMITTED = Path(__file__).parents[2] / "params.yaml"
 DOCUMENT = yaml.safe_load(COMMITTED.read_text(encoding="utf-8"))
 ABSENT = object()
 # Mappings whose keys are no fields, or of which one is enough.
-FREE_FORM = ("learning_rate_scales", "variants", "pixel_labels", "not_below")
+FREE_FORM = ("learning_rate_scales", "variants", "pixel_labels", "not_below", "at_least")
 
 
 def written(folder: Path, changes: dict[str, Any], profile: str = "embedded") -> Path:

@@ -1,7 +1,11 @@
 """The command line: every command, and what becomes of a failure."""
 
+import tomllib
+from pathlib import Path
+
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from pipeline.base.errors import PipelineError
 from pipeline.cli import main
@@ -34,6 +38,19 @@ def test_commands_refuse_in_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit, match=f"^{arguments[0]}: error: [^\n]*$") as refusal:
         command.main(arguments, standalone_mode=False)
     assert message in str(refusal.value)
+
+
+def test_version_is_that_of_the_project(capsys):
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    typer.main.get_command(main.app).main(["--version"], standalone_mode=False)
+    assert capsys.readouterr().out == f"gain {project['version']}\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_the_commands(shell):
+    result = CliRunner().invoke(main.app, ["--show-completion", shell], prog_name="gain")
+    assert result.exit_code == 0
+    assert "_GAIN_COMPLETE=complete_" in result.output
 
 
 def test_every_command_explains_itself():

@@ -188,6 +188,27 @@ def test_predict_writes_overlays_and_numbers(registry, tmp_path):
     assert numbers[str(tmp_path / "a.png")]["dog"] < 0.5
 
 
+def test_predict_takes_folders_and_goes_on_after_bad_images(registry, tmp_path):
+    photos = tmp_path / "photos"
+    (photos / "sub").mkdir(parents=True)
+    for name in ("a.png", "sub/a.png", "c.jpg"):
+        Image.new("RGB", (40, 30)).save(photos / name)
+    (photos / "b.jpg").write_bytes(b"no image")
+    (photos / "b.png").write_bytes(b"")
+    (photos / "notes.txt").write_text("none either")
+    out = tmp_path / "out"
+    result = gain(registry, "predict", str(photos), "--out", str(out), "--weights", "w.safetensors")
+    assert result.returncode == 1
+    first, *rest = result.stderr.strip().splitlines()
+    assert first == "predict: error: 2 of 5 images have no prediction:"
+    assert ["b.jpg: no readable JPEG" in rest[0], "b.png: no readable JPEG" in rest[1]] == [True, True]
+    assert set(json.loads((out / "predictions.json").read_text())) == {
+        str(photos / name) for name in ("a.png", "sub/a.png", "c.jpg")
+    }
+    assert (out / "sub/a_mask.png").exists()
+    assert (out / "c_mask.png").exists()
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "webp", "tif"])
 def test_predict_answers_in_the_orientation_of_a_viewer(registry, tmp_path, suffix):
     pixels = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
@@ -206,7 +227,9 @@ def test_predict_and_export_say_what_is_missing(registry, tmp_path):
     (tmp_path / "a.png").write_bytes(b"no image")
     out = ["--out", str(tmp_path / "out")]
     one_line(
-        gain(registry, "predict", str(tmp_path / "b.png"), *out, "--weights", "w.safetensors"), "b.png", "No such file"
+        gain(registry, "predict", str(tmp_path / "b.png"), *out, "--weights", "w.safetensors"),
+        "b.png",
+        "No such file or folder",
     )
     one_line(gain(registry, "predict", str(tmp_path / "a.png"), *out, "--weights", "w.safetensors"), "no readable JPEG")
     missing = "fcn8s-gain-smoke has no champion; run `gain promote`, or --alias challenger"
