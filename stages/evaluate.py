@@ -16,7 +16,9 @@ def evaluate(params: Params, space: Workspace) -> None:
         from pipeline.report.comparison import compare  # torch: seconds, in which the sender gets ready
         from pipeline.report.pictures import draw_comparison, draw_model
         from pipeline.report.score_files import write_scores
+        from pipeline.training.checkpoints import remove_committed
 
+        remove_committed(space)
         folder, scale = space.reports / "evaluate", params.evaluate.panel_scale
         comparison = compare(params, space, progress_bar)
         metrics = {name: scores.estimates for name, scores in comparison.scores.items()}

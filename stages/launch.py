@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 POLL_SECONDS = 1.0
 LOST_A_RANK = 75  # exit status of a rank that ended because another one had
 LAST_WORDS = "RANKS_LAST_WORDS"  # variable of the environment: the folder in which a rank leaves why it fails
+DVC_STAGE = "DVC_STAGE"  # variable of the environment in which DVC names the stage
 LOST_SIGNS = ("gloo", "NCCL", "Connection closed", "Connection reset")
 
 
@@ -86,11 +87,57 @@ def run_on_ranks(name: str, command: Sequence[str], num_ranks: int) -> int:
 def watch_parent() -> None:
     """End this rank when the process that started it is gone; nobody would else end it."""
     parent = os.getppid()
+    _when_gone(lambda: os.getppid() == parent, lambda: os._exit(LOST_A_RANK))
 
+
+def end_with_dvc(name: str) -> None:
+    """End this stage, if DVC started it, when DVC is gone: a rerun would find it at work on the same files.
+
+    SIGINT reaches both; SIGTERM and kill -9 reach DVC alone, and between the two there may be a shell.
+
+    Args:
+        name: of the stage.
+    """
+    if DVC_STAGE not in os.environ or launched():
+        return
+    import psutil
+
+    dvc = next((process for process in psutil.Process().parents() if not _is_of_stage(process)), None)
+
+    def end() -> None:
+        with suppress(OSError):
+            line = f"{name}: DVC, which started it, is gone; run `dvc repro` again to resume"
+            print(line, file=sys.stderr, flush=True)
+        os._exit(1)
+
+    if dvc is not None:
+        _when_gone(lambda: _lives(dvc), end)
+
+
+def _is_of_stage(process: Any) -> bool:
+    """Whether a process has what DVC sets for the commands of a stage, as a shell between DVC and a stage has."""
+    import psutil
+
+    try:
+        return DVC_STAGE in process.environ()
+    except psutil.Error:
+        return False
+
+
+def _lives(process: Any) -> bool:
+    import psutil
+
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _when_gone(lives: Callable[[], bool], end: Callable[[], object]) -> None:
     def watch() -> None:
-        while os.getppid() == parent:
+        while lives():
             time.sleep(POLL_SECONDS)
-        os._exit(LOST_A_RANK)
+        end()
 
     threading.Thread(target=watch, daemon=True).start()
 

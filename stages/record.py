@@ -4,12 +4,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.base.files import digest_file
+from pipeline.base.files import atomic_file, digest_file, write_csv, write_json
 from pipeline.base.profile import Params
+from pipeline.base.workspace import Workspace
 from pipeline.data.manifest import data_digest
 from pipeline.data.samples import Sample
+from pipeline.model.weights import save_weights
 from pipeline.report.curves import training_curves
 from pipeline.report.panels import attention_panel, evolution_panel
 from pipeline.tracking.progress import Progress
@@ -86,6 +89,19 @@ class Record:
         threads = ", then ".join(map(str, history.num_threads))
         self._tracker.set_tags({WEIGHTS_TAG: digest_file(weights), THREADS_TAG: threads})
         self._tracker.close(finished=True)
+
+
+def write_results(space: Workspace, run: Assembly, history: History, *, draws: bool) -> tuple[Path, Path]:
+    """Weights; curves, summary and, where it `draws`, attention maps. Returns the file and the folder of the others."""
+    weights, folder = space.models / f"{run.task.name}.safetensors", space.reports / run.task.name
+    save_weights(weights, run.task.model, run.class_names)
+    write_csv(folder / "curves.csv", history.rows)
+    summary = {"selected_epoch": history.selected_epoch, **history.selected, "frozen": history.frozen}
+    write_json(folder / "summary.json", summary)
+    if draws:
+        with atomic_file(folder / "attention.safetensors") as partial:
+            save_file({"attention": torch.stack(history.snapshots)}, partial)
+    return weights, folder
 
 
 def watchers_of(

@@ -15,7 +15,16 @@ from pipeline.base.profile import Params
 from pipeline.base.workspace import Workspace
 from pipeline.tracking.secrets import hide_secrets
 from pipeline.tracking.tracker import Tracking
-from stages.launch import LOST_A_RANK, fail, is_first_rank, launched, lost_a_rank, run_on_ranks, watch_parent
+from stages.launch import (
+    LOST_A_RANK,
+    end_with_dvc,
+    fail,
+    is_first_rank,
+    launched,
+    lost_a_rank,
+    run_on_ranks,
+    watch_parent,
+)
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Unable to allocate")  # torch on GPUs, on CPUs; NumPy
 
@@ -41,6 +50,7 @@ def run_stage(
         parser.add_argument("--seed", type=int, help="instead of the seed that params.yaml names")
     options = vars(parser.parse_args())
     space = Workspace(options["folder"])
+    end_with_dvc(name)
     with _failures_in_one_line(name):
         if configures:
             params = load_params(profile=options["profile"], seed=options["seed"])

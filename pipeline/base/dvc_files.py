@@ -1,7 +1,9 @@
 """What dvc.yaml and dvc.lock say, read without DVC, whose import takes seconds."""
 
+import hashlib
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -71,6 +73,21 @@ def locked_document(path: Path) -> dict[str, Any] | None:
     return document if document and "profiles" in document else None
 
 
+def committed(files: Iterable[Path], project: Path) -> set[Path]:
+    """Those of `files` that are as dvc.lock has them, which DVC writes once its cache has them.
+
+    Args:
+        files: outputs of stages, there or not.
+        project: folder of dvc.yaml.
+    """
+    recorded = {
+        out["path"]: out.get("md5")
+        for stage in read_stages(project / "dvc.lock").values()
+        for out in stage.get("outs") or []
+    }
+    return {file for file in files if file.is_file() and recorded.get(os.path.relpath(file, project)) == _md5(file)}
+
+
 def read_stages(path: Path) -> dict[str, dict[str, Any]]:
     """Name to content of the stages of dvc.yaml or dvc.lock; none where the file is missing.
 
@@ -83,6 +100,11 @@ def read_stages(path: Path) -> dict[str, dict[str, Any]]:
     if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
         raise PipelineError(f"{path}: stages: expected a mapping of stages; restore the file, as with `git checkout`")
     return stages
+
+
+def _md5(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "md5").hexdigest()
 
 
 def _looked_up(entry: object, path: Path) -> object:

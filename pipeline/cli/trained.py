@@ -1,12 +1,10 @@
 """Which weights of a checkout are those of a profile, by what dvc.lock recorded of them."""
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from pipeline.base.dvc_files import dvc_project, read_stages
+from pipeline.base.dvc_files import committed, dvc_project, read_stages
 from pipeline.base.profile import Params
 from pipeline.base.workspace import Workspace
 
@@ -26,15 +24,17 @@ def trained(params: Params, space: Workspace) -> list[str]:
     makers = {out["path"]: stage for stage in stages.values() for out in stage.get("outs") or []}
     resolved = os.path.relpath(space.params, project)
     values = params.model_dump(mode="json", by_alias=True)
-    found = []
-    for name in trainings(params):
-        file = space.models / f"{name}.safetensors"
-        path = os.path.relpath(file, project)
-        if file.exists() and path in makers and _recorded(makers[path], path) == _md5(file):
-            read = _values_read(path, makers, resolved)
-            if all(_value(values, key) == value for key, value in read):
-                found.append(name)
-    return found
+    files = {space.models / f"{name}.safetensors": name for name in trainings(params)}
+    here = committed(files, project)
+    return [
+        name
+        for file, name in files.items()
+        if file in here
+        and all(
+            _value(values, key) == value
+            for key, value in _values_read(os.path.relpath(file, project), makers, resolved)
+        )
+    ]
 
 
 def _values_read(path: str, makers: Mapping[str, Mapping[str, Any]], resolved: str) -> Iterator[tuple[str, Any]]:
@@ -49,12 +49,3 @@ def _value(values: Any, key: str) -> Any:
     for part in key.split("."):
         values = values.get(part) if isinstance(values, dict) else None
     return values
-
-
-def _recorded(stage: Mapping[str, Any], path: str) -> str | None:
-    return next((out.get("md5") for out in stage["outs"] if out["path"] == path), None)
-
-
-def _md5(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "md5").hexdigest()

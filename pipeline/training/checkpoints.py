@@ -1,18 +1,32 @@
-"""Checkpoints that survive kill -9: written whole or not at all, found again only by the run that wrote them."""
+"""Checkpoints that survive kill -9: written whole or not at all, found again only by the run that wrote them.
+
+A finished training keeps its checkpoint, marked as finished, until DVC has committed the weights: what DVC fails to
+commit, on a full disk or because it was killed, is written again from there.
+"""
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import os
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
+from pipeline.base.dvc_files import committed, dvc_project
 from pipeline.base.errors import PipelineError
-from pipeline.base.files import atomic_file
+from pipeline.base.files import atomic_file, write_text
+from pipeline.base.workspace import Workspace
 
 # Rooms that decide what a training computes; editing any other one leaves checkpoints valid.
 RESULT_ROOMS = ("base", "data", "model", "gain", "training", "evaluation")
+FINISHED = ".finished.pt"
+# Loader workers of a trainer that was killed keep its lock for a few seconds more.
+LOCK_SECONDS = 15.0
 
 
 def fingerprint(stage: str, params: Mapping[str, Any], inputs: Iterable[Path]) -> str:
@@ -33,7 +47,41 @@ class CheckpointFile:
     """
 
     def __init__(self, folder: Path, name: str) -> None:
-        self.path = folder / f"{name}.pt"
+        self._running, self._finished = folder / f"{name}.pt", folder / f"{name}{FINISHED}"
+        self._lock, self._holder = folder / f"{name}.lock", folder / f"{name}.trainer"
+
+    @property
+    def path(self) -> Path:
+        """Where the state is, or will be."""
+        return self._finished if self.is_finished else self._running
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the training is complete, its record included, and only its outputs may be missing."""
+        return self._finished.exists()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No other process trains from this checkpoint meanwhile; the system gives it free if this process dies.
+
+        Raises:
+            PipelineError: another one does.
+        """
+        self._lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = FileLock(self._lock).acquire(timeout=LOCK_SECONDS)
+        except Timeout:
+            holder = self._holder.read_text(encoding="utf-8") if self._holder.exists() else "another process"
+            raise PipelineError(
+                f"{holder} is at this training already; wait until it is done, or end it, and rerun"
+            ) from None
+        with lock:
+            since = datetime.now().astimezone().isoformat(" ", "minutes")
+            write_text(self._holder, f"process {os.getpid()} on {socket.gethostname()}, started {since},")
+            try:
+                yield
+            finally:
+                self._holder.unlink(missing_ok=True)
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint by `state` in one step.
@@ -42,7 +90,7 @@ class CheckpointFile:
             PipelineError: it could not be written; the previous one is untouched.
         """
         try:
-            with atomic_file(self.path) as partial, partial.open("wb") as file:
+            with atomic_file(self._running) as partial, partial.open("wb") as file:
                 torch.save(dict(state), file)
         # torch's zip writer turns a failed write into a RuntimeError.
         except (OSError, RuntimeError) as error:
@@ -68,12 +116,32 @@ class CheckpointFile:
             raise PipelineError(f"{self.path}: checkpoint cannot be read ({error}); delete it to start over") from error
         return state
 
-    def remove(self) -> None:
-        """Delete the checkpoint: its run is complete."""
-        self.path.unlink(missing_ok=True)
+    def finish(self) -> None:
+        """Mark the training as complete; checkpoints of earlier finished trainings of the same name are removed."""
+        if self._running.exists():
+            self._running.replace(self._finished)
+        for path in self._finished.parent.glob(f"*{FINISHED}"):
+            if path != self._finished:
+                path.unlink(missing_ok=True)
 
     def _epoch(self) -> int:
         return int(torch.load(self.path, map_location="cpu", weights_only=True)["epoch"])
+
+
+def remove_committed(space: Workspace, but: str = "") -> None:
+    """Delete the checkpoints of finished trainings whose weights DVC has committed.
+
+    Args:
+        but: a training whose checkpoint stays.
+    """
+    finished = {}
+    for path in space.checkpoints.rglob(f"*{FINISHED}"):
+        training = path.parent.relative_to(space.checkpoints).as_posix()
+        if training != but:
+            finished[space.models / f"{training}.safetensors"] = path
+    if finished:
+        for weights in committed(finished, dvc_project(space.folder)):
+            finished[weights].unlink(missing_ok=True)
 
 
 def _code_files() -> list[Path]:
