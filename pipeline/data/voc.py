@@ -19,6 +19,7 @@ from xml.etree import ElementTree
 from pipeline.base.errors import PipelineError
 
 IGNORE_INDEX = 255
+MOST_CLASSES = IGNORE_INDEX - 1  # of a mask, without the background
 # What other class lists call value 0 and value 255, in small letters and without what is no letter.
 BACKGROUND_NAMES = ("background", "bg", "backgroundclass")
 VOID_NAMES = ("void", "ignore", "ignored", "unlabeled", "unlabelled", "unlabel", "undefined")
@@ -131,8 +132,8 @@ def read_class_names(root: Path) -> tuple[str, ...]:
     bad = next((name for name in names if len(name.split()) > 1), None)
     if bad is not None:
         raise PipelineError(f"{path}: {bad!r} cannot name a class; use one word")
-    if len(names) >= IGNORE_INDEX:
-        raise PipelineError(f"{path}: {len(names)} classes; a mask holds at most {IGNORE_INDEX - 1} (255 is void)")
+    if len(names) > MOST_CLASSES:
+        raise PipelineError(f"{path}: {len(names)} classes; a mask holds at most {MOST_CLASSES} (255 is void)")
     return names
 
 

@@ -55,7 +55,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     for key in ("model_state_dict", "state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
         raise PipelineError(f"{path}: holds no state dict (names and tensors); {EXPORT}")
     return dict(content)
 

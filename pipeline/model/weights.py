@@ -2,23 +2,40 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, field_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline.base.errors import PipelineError
-from pipeline.base.files import atomic_file
+from pipeline.base.errors import PipelineError, printable
+from pipeline.base.files import atomic_file, content_other_than_a_file
 from pipeline.base.messages import one_line
-from pipeline.base.sections import Architecture
+from pipeline.base.ranges import Section
+from pipeline.base.sections import Architecture, Resizing
+from pipeline.data.voc import MOST_CLASSES
 from pipeline.model.fcn8s import FCN8s
 from pipeline.model.trunk import InputSpace
+
+
+class _Network(Section):
+    """What a file of weights says of its network."""
+
+    architecture: Architecture
+    input_space: InputSpace
+    class_names: Annotated[tuple[str, ...], Field(strict=False, min_length=1, max_length=MOST_CLASSES)]
+    scale: Resizing = 1.0
+
+    @field_validator("class_names")
+    @classmethod
+    def _names_differ(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in names or len(set(names)) < len(names):
+            raise ValueError("an empty name, or one that comes twice")
+        return names
 
 
 def build_model(
@@ -54,6 +71,8 @@ def load_weights(path: Path) -> tuple[FCN8s, tuple[str, ...]]:
         PipelineError: the file is missing, damaged, or a tensor is missing, unknown or of another shape.
     """
     try:
+        if (other := content_other_than_a_file(path)) is not None:
+            raise PipelineError(f"{path}: {other}, not weights: save what the page leads to")
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -65,30 +84,36 @@ def load_weights(path: Path) -> tuple[FCN8s, tuple[str, ...]]:
         raise PipelineError(
             f"{path}: not a readable safetensors file ({error}); run the stage that writes it"
         ) from error
-    try:
-        network = json.loads(metadata["network"])
-        class_names = tuple(str(name) for name in network["class_names"])
-        options = dict(network["architecture"])
-        input_space = options.pop("input_space")
-        if input_space not in get_args(InputSpace):
-            raise ValueError(f"input_space {input_space!r} is none of {', '.join(get_args(InputSpace))}")
-        with torch.device("meta"):  # no memory, no random numbers: every tensor comes from the file
-            model = FCN8s(len(class_names), Architecture.model_validate(options), input_space=input_space)
-        model.scale = float(network.get("scale", 1.0))
-        if not (math.isfinite(model.scale) and model.scale > 0):
-            raise ValueError(f"scale {model.scale} is not above 0")
-    except ValidationError as error:
-        key, problem = one_line(error, Architecture)
-        raise PipelineError(
-            f"{path}: does not describe its network ({key}: {problem}); expected weights written by this project"
-        ) from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise PipelineError(
-            f"{path}: does not describe its network ({error!r}); expected weights written by this project"
-        ) from error
+    network = _described(path, metadata)
+    with torch.device("meta"):  # no memory, no random numbers: every tensor comes from the file
+        model = FCN8s(len(network.class_names), network.architecture, input_space=network.input_space)
+    model.scale = network.scale
     check_tensors(path, model.state_dict(), tensors)
     model.load_state_dict(tensors, assign=True)
-    return model, class_names
+    return model, network.class_names
+
+
+def _described(path: Path, metadata: Mapping[str, str]) -> _Network:
+    """What a file says of its network.
+
+    Raises:
+        PipelineError: nothing, or what this project does not write.
+    """
+    try:
+        network = json.loads(metadata["network"])
+        if isinstance(network, dict) and isinstance(network.get("architecture"), dict):
+            architecture = dict(network["architecture"])
+            network = {**network, "input_space": architecture.pop("input_space", None), "architecture": architecture}
+        return _Network.model_validate(network)
+    except ValidationError as error:
+        problem = ": ".join(filter(None, one_line(error, _Network)))
+    except KeyError:
+        problem = "its metadata has no `network`"
+    except (ValueError, RecursionError) as error:  # of JSON: damaged, with a number too long, or nested too deep
+        problem = str(error)
+    raise PipelineError(
+        f"{path}: does not describe its network ({printable(problem)}); expected weights written by this project"
+    )
 
 
 def state_digest(module: nn.Module) -> str:

@@ -183,4 +183,5 @@ def test_web_page_saved_as_weights_is_called_that(tmp_path, refused, page):
 def test_missing_checkpoint_and_one_without_tensors_are_named(checkpoint, tmp_path, refused):
     assert "run `dvc repro download`" in refused(read_checkpoint, tmp_path / "none.pth")
     assert "holds no state dict" in refused(read_checkpoint, checkpoint({"epoch": 3}))
+    assert "holds no state dict" in refused(read_checkpoint, checkpoint({1: torch.ones(1), "a": torch.ones(1)}))
     assert "holds no state dict" in refused(read_checkpoint, checkpoint({"state_dict": {"a": np.float64(1.0)}}))

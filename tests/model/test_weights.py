@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -164,12 +165,37 @@ def test_safetensors_of_another_project_are_refused(weights, refused, metadata):
         {"architecture": {}},
         {"architecture": {"skip_scales": [1, 1], "wdth": 1}},
         {"architecture": {"skip_scales": [1, 1], "attention_layer": "pool6"}},
+        {"architecture": {"skip_scales": [1, 1], "width": 1.0e9}},
+        {"architecture": {"skip_scales": [1, 1], "width": math.inf}},
+        {"architecture": {"skip_scales": [1, 1], "input_space": "caffe_rgb\x1b[31m" * 1000}},
         {"class_names": 3},
+        {"class_names": "cat"},
+        {"class_names": []},
+        {"class_names": ["cat", "cat"]},
+        {"class_names": ["cat"] * 1_000_000},
+        {"scale": 1.0e9},
     ],
 )
 def test_unusable_description_is_refused(weights, refused, changes):
     save_file(load_file(weights), weights, metadata={"network": json.dumps(NETWORK | changes)})
-    assert refused(load_weights, weights).startswith(f"{weights}: does not describe its network (")
+    message = refused(load_weights, weights)
+    assert message.startswith(f"{weights}: does not describe its network (")
+    assert message.isprintable()
+    assert len(message) < 600
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[" * 100_000 + "]" * 100_000, '{"a": ' * 100_000, "9" * 6000])
+def test_description_that_is_no_json_of_ours_is_one_line(weights, refused, text):
+    save_file(load_file(weights), weights, metadata={"network": text})
+    message = refused(load_weights, weights)
+    assert "does not describe its network (" in message
+    assert message.isprintable()
+
+
+@pytest.mark.parametrize("content", [b"<!DOCTYPE html><html>", b"\n <HTML>", b"<?xml version='1.0'?><Error/>"])
+def test_page_saved_as_weights_is_called_that(weights, refused, content):
+    weights.write_bytes(content)
+    assert "not weights: save what the page leads to" in refused(load_weights, weights)
 
 
 @pytest.mark.parametrize("name", ["trunk.conv1_1.weight", "classifier.score.bias", "trunk.bn3_2.running_var"])
