@@ -17,6 +17,11 @@ from pipeline.datasets.fetch import check_free_space
 
 LARGEST = 64 * 10**9  # bytes unpacked; VOC2012 has 2.1e9
 MOST_MEMBERS = 1_000_000
+# An archive may unpack to this many times its size, and to SMALL bytes anyhow. Photographs hardly shrink; gzip's zeros
+# shrink a thousand times, and reading the 64 GB of a small file takes minutes.
+MOST_TIMES = 200
+SMALL = 10**9
+LONGEST_END = 64 << 20  # bytes of empty blocks after the last member; tar writes 10 KiB
 CHUNK = 1 << 20  # bytes
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError)
 
@@ -32,9 +37,9 @@ def unpack(archive: Path, folder: Path, *, wanted: Callable[[str], bool] = bool)
     """Unpack a tar (plain, gz, bz2, xz) or zip archive into `folder`.
 
     All is read before anything is written: headers, contents where they have a checksum (not in a plain tar), and the
-    end. A member that would land outside `folder`, a link, a device, a name that comes twice, or more than LARGEST
-    bytes are refused; tarfile's data filter alone would allow links and strip a leading slash. Permissions, owners and
-    times are not kept.
+    end. Refused are a member that would land outside `folder`, a link, a device, a name that comes twice, more than
+    LARGEST bytes or than MOST_TIMES the archive's own, and an end of more than LONGEST_END; tarfile's data filter alone
+    would allow links and strip a leading slash. Permissions, owners and times are not kept.
 
     Args:
         wanted: which files to write, by their name in the archive; all by default.
@@ -42,6 +47,8 @@ def unpack(archive: Path, folder: Path, *, wanted: Callable[[str], bool] = bool)
     Raises:
         PipelineError: the archive is missing, damaged, no archive, or dangerous, or the disk has no room for it.
     """
+    if archive.exists() and not archive.is_file():
+        raise PipelineError(f"{archive}: a folder, a device or a pipe; name an archive")
     try:
         if (content := content_other_than_a_file(archive)) is not None:
             raise PipelineError(f"{archive}: {content}, no archive: save what the page leads to")
@@ -90,8 +97,10 @@ def _check_end(tar: tarfile.TarFile) -> None:
     length = 0
     while rest := tar.fileobj.read(CHUNK):  # the checksums of gzip, bzip2 and xz come last
         length += len(rest)
-        if any(rest) or length > LARGEST:
+        if rest.count(0) < len(rest):
             raise tarfile.ReadError(f"damaged header at byte {tar.offset}")
+        if length > LONGEST_END:
+            raise tarfile.ReadError(f"more than {LONGEST_END >> 20} MiB of nothing follow its last file")
     if length < 2 * tarfile.BLOCKSIZE:
         raise tarfile.ReadError(f"it breaks off at byte {tar.offset}")
 
@@ -100,12 +109,14 @@ def _checked(archive: Path, folder: Path, members: Iterable[_Member], wanted: Ca
     """Names of the files to write. Each member is checked before the next is read, so that no bomb is decompressed."""
     sizes: dict[str, int] = {}
     seen, total = set[PurePosixPath](), 0
+    most = max(SMALL, MOST_TIMES * archive.stat().st_size)
     for member in members:
         name, path = member.name, PurePosixPath(member.name.replace("\\", "/"))
         total += member.size
         problems = {
             f"it has more than {MOST_MEMBERS} members": len(seen) >= MOST_MEMBERS,
             f"it unpacks to more than {LARGEST / 1e9:.0f} GB": total > LARGEST,
+            f"it unpacks to more than {MOST_TIMES} times its size": total > most,
             f"{name!r} would land outside the folder": path.is_absolute() or ".." in path.parts
             or bool(re.match("[A-Za-z]:", name)) or "\0" in name,
             f"{name!r} is a link or a device": member.is_special,

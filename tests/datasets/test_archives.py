@@ -2,11 +2,13 @@
 
 import gzip
 import io
+import os
 import random
 import shutil
 import stat
 import struct
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -138,6 +140,46 @@ def test_bomb_that_lies_about_its_size_is_stopped(tmp_path, refused):
     # zipfile stops at the promised size, and finds that the checksum is of more.
     assert "no readable tar or zip archive (Bad CRC-32" in refused(unpack, path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_small_archive_with_gigabytes_in_it_is_refused_in_no_time(tmp_path, refused):
+    """A gigabyte and more of zeros in a megabyte: its first header tells, and nothing is decompressed to find out."""
+    path = tmp_path / "a.tar.gz"
+    info = tarfile.TarInfo("zeros")
+    info.size = 3 * 10**9
+    with gzip.open(path, "wb") as file:
+        file.write(info.tobuf())
+        file.write(bytes(1 << 20))
+    began = time.monotonic()
+    assert "it unpacks to more than 200 times its size; nothing of it is used" in refused(
+        unpack, path, tmp_path / "out"
+    )
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("kind", ["sparse", "gzip"])
+def test_archive_whose_end_never_comes_is_given_up(tmp_path, refused, kind):
+    path = tar(tmp_path / "a.tar", FILES)
+    if kind == "sparse":
+        with path.open("r+b") as file:
+            file.truncate(10**12)
+    else:
+        path = tmp_path / "a.tar.gz"
+        with gzip.open(path, "wb", compresslevel=1) as file:
+            file.write((tmp_path / "a.tar").read_bytes())
+            for _ in range(70):
+                file.write(bytes(1 << 20))
+    began = time.monotonic()
+    message = refused(unpack, path, tmp_path / "out")
+    assert "more than 64 MiB of nothing follow its last file" in message
+    assert time.monotonic() - began < 10
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_never_ends_or_never_begins_is_not_opened(tmp_path, refused):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (Path("/dev/zero"), tmp_path / "pipe", tmp_path):
+        assert "a folder, a device or a pipe" in refused(unpack, path, tmp_path / "out")
 
 
 def test_too_many_members_are_refused(tmp_path, refused, monkeypatch):
