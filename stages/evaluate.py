@@ -1,6 +1,7 @@
 """Score every model on the same images."""
 
 from pipeline.base.files import digest_file
+from pipeline.base.finished import remove_committed
 from pipeline.base.profile import Params
 from pipeline.base.workspace import PRETRAINED, Workspace
 from pipeline.report.figures import write_pictures
@@ -12,13 +13,12 @@ from stages.run import run_stage
 
 def evaluate(params: Params, space: Workspace) -> None:
     """models/ to reports/evaluate; the scores also go to the models' runs."""
+    remove_committed(space)
     with Tracking() as tracking:
         from pipeline.report.comparison import compare  # torch: seconds, in which the sender gets ready
         from pipeline.report.pictures import draw_comparison, draw_model
         from pipeline.report.score_files import write_scores
-        from pipeline.training.checkpoints import remove_committed
 
-        remove_committed(space)
         folder, scale = space.reports / "evaluate", params.evaluate.panel_scale
         comparison = compare(params, space, progress_bar)
         metrics = {name: scores.estimates for name, scores in comparison.scores.items()}

@@ -4,6 +4,7 @@ from contextlib import nullcontext
 
 from torch import Tensor
 
+from pipeline.base.finished import remove_committed
 from pipeline.base.profile import Params
 from pipeline.base.workspace import Workspace
 from pipeline.evaluation.snapshots import attention_maps, panel_samples
@@ -11,7 +12,7 @@ from pipeline.evaluation.validation import validator
 from pipeline.model.fcn8s import FCN8s
 from pipeline.tracking.tracker import Tracking
 from pipeline.training.assembly import assemble
-from pipeline.training.checkpoints import CheckpointFile, remove_committed
+from pipeline.training.checkpoints import CheckpointFile
 from pipeline.training.loop import fit
 from stages.record import watchers_of, write_results
 

@@ -17,14 +17,12 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from pipeline.base.dvc_files import committed, dvc_project
 from pipeline.base.errors import PipelineError
 from pipeline.base.files import atomic_file, write_text
-from pipeline.base.workspace import Workspace
+from pipeline.base.finished import FINISHED
 
 # Rooms that decide what a training computes; editing any other one leaves checkpoints valid.
 RESULT_ROOMS = ("base", "data", "model", "gain", "training", "evaluation")
-FINISHED = ".finished.pt"
 # Loader workers of a trainer that was killed keep its lock for a few seconds more.
 LOCK_SECONDS = 15.0
 
@@ -126,22 +124,6 @@ class CheckpointFile:
 
     def _epoch(self) -> int:
         return int(torch.load(self.path, map_location="cpu", weights_only=True)["epoch"])
-
-
-def remove_committed(space: Workspace, but: str = "") -> None:
-    """Delete the checkpoints of finished trainings whose weights DVC has committed.
-
-    Args:
-        but: a training whose checkpoint stays.
-    """
-    finished = {}
-    for path in space.checkpoints.rglob(f"*{FINISHED}"):
-        training = path.parent.relative_to(space.checkpoints).as_posix()
-        if training != but:
-            finished[space.models / f"{training}.safetensors"] = path
-    if finished:
-        for weights in committed(finished, dvc_project(space.folder)):
-            finished[weights].unlink(missing_ok=True)
 
 
 def _code_files() -> list[Path]:

@@ -7,9 +7,10 @@ import pytest
 import torch
 import yaml
 
+from pipeline.base.finished import remove_committed
 from pipeline.base.workspace import Workspace
 from pipeline.training import checkpoints
-from pipeline.training.checkpoints import CheckpointFile, remove_committed
+from pipeline.training.checkpoints import CheckpointFile
 
 
 def test_a_second_trainer_is_told_who_is_at_work(tmp_path, monkeypatch, refused):
