@@ -5,6 +5,7 @@ The package is logged with it, so that a server needs no checkout.
 """
 
 import base64
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -35,7 +36,7 @@ class GuidedSegmentation(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     def load_context(self, context: Any) -> None:
         """Load the safetensors artifact, onto the GPU if there is one."""
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model, self.class_names = load_weights(context.artifacts["weights"])
+        model, self.class_names = load_weights(Path(context.artifacts["weights"]))
         self.outputs = Outputs(model.to(memory_format=torch.channels_last).to(self.device).eval())
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
