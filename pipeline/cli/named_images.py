@@ -11,12 +11,13 @@ from pipeline.base.errors import PipelineError
 from pipeline.data.images import FORMATS
 
 
-def named_images(arguments: Sequence[str]) -> dict[Path, Path]:
+def named_images(arguments: Sequence[str], but: Path | None = None) -> dict[Path, Path]:
     """The images that `arguments` name, in their order, those of a folder or a pattern by name.
 
     Args:
         arguments: a file; a folder, which stands for the image files in it and in its subfolders; or a pattern with
             `*`, `?`, `[...]` or `**`, as shells have it.
+        but: a folder that neither a folder nor a pattern stands for: that of the results, which are images too.
 
     Returns:
         File to what its results are called: its stem, or its name where several have the stem, after its subfolders in
@@ -27,7 +28,7 @@ def named_images(arguments: Sequence[str]) -> dict[Path, Path]:
     """
     found: dict[Path, Path] = {}
     for argument in arguments:
-        images = dict(_images_of(argument))
+        images = {path: name for path, name in _images_of(argument) if not _lies_in(path, but, argument)}
         if not images:
             raise PipelineError(f"{argument}: no image here; taken are files ending in {', '.join(_suffixes())}")
         found |= images
@@ -53,6 +54,10 @@ def _images_of(argument: str) -> Iterator[tuple[Path, Path]]:
         for image in sorted(map(Path, glob.glob(argument, recursive=True))):  # noqa: PTH207 - Path.glob refuses `a**`
             if image.is_file():
                 yield image, Path(image.stem)
+
+
+def _lies_in(path: Path, folder: Path | None, argument: str) -> bool:
+    return folder is not None and str(path) != argument and path.resolve().is_relative_to(folder.resolve())
 
 
 def _suffixes() -> list[str]:

@@ -53,7 +53,7 @@ def predict_images(arguments: Sequence[str], out: Path, weights: Path) -> None:
         PipelineError: images or weights are missing, `out` cannot be written, or, once all others have their results,
             some images could not be read.
     """
-    images = named_images(arguments)
+    images = named_images(arguments, but=out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, class_names = load_weights(weights)
     outputs = Outputs(model.to(device).eval())

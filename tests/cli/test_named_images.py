@@ -28,6 +28,12 @@ def test_a_folder_stands_for_its_images_and_those_of_its_subfolders(photos):
     }
 
 
+@pytest.mark.parametrize("argument", ["photos", "photos/**/*g", "photos/sub/a.png"])
+def test_results_in_the_folder_are_not_taken_for_images_of_it(photos, argument):
+    named = argument == "photos/sub/a.png"
+    assert (photos / "sub/a.png" in named_images([argument, "photos/b.jpg"], but=photos / "sub")) == named
+
+
 def test_images_of_one_stem_have_results_under_their_whole_names(photos):
     (photos / "b.png").touch()
     found = named_images(["photos"])
