@@ -22,6 +22,7 @@ NUM_CLASSES = 3
 SLOWEST = ("test_flows.py", "test_dag.py", "test_ranks.py", "test_voc_dag.py")  # first, so that no core waits later
 ON_ONE_RUN = (
     *SLOWEST[:2],
+    "test_faults.py",
     "test_mending.py",
 )  # files that share fixtures of the session, so that one process must run them
 

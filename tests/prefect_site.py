@@ -3,7 +3,7 @@
 import json
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -21,6 +21,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from processes import without_forks
 
 
 @dataclass
@@ -103,14 +104,18 @@ def processes(folder: Path, *words: str) -> list[psutil.Process]:
 
 
 def trainers(site: Site) -> list[psutil.Process]:
-    """Without their children: one that a trainer has just forked has its command line for a moment."""
-    found = processes(site.folder, "stages.pretrain")
-    identities = {process.pid for process in found}
-    return [
-        process
-        for process in found
-        if "dvc" not in " ".join(process.info["cmdline"]) and process.info["ppid"] not in identities
-    ]
+    found = without_forks(processes(site.folder, "stages.pretrain"))
+    return [process for process in found if "dvc" not in " ".join(process.info["cmdline"])]
+
+
+def engines(identity: UUID) -> list[psutil.Process]:
+    """What executes a flow run for its worker; the engine of the run before may still be ending."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if "prefect.engine" in process.cmdline() and process.environ().get("PREFECT__FLOW_RUN_ID") == str(identity):
+                found.append(process)
+    return without_forks(found)
 
 
 @contextmanager

@@ -32,6 +32,17 @@ def is_alive(process: psutil.Process) -> bool:
     return False
 
 
+def without_forks(found: list[psutil.Process]) -> list[psutil.Process]:
+    """Without children of others among them: one that a process has just forked has its command line for a moment."""
+    identities = {process.pid for process in found}
+    kept = []
+    for process in found:
+        with suppress(psutil.Error):
+            if process.ppid() not in identities:
+                kept.append(process)
+    return kept
+
+
 def _ends_with_its_python(process: psutil.Process) -> bool:
     """Whether it is one of multiprocessing's helpers, which live as long as the interpreter that started them."""
     helpers = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")

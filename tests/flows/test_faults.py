@@ -11,6 +11,7 @@ import psutil
 import pytest
 from checkouts import becomes, dvc, dvc_checkout, environment, python, set_params, tracking_database
 from mlflow import MlflowClient
+from processes import without_forks
 
 pytestmark = pytest.mark.system
 
@@ -41,7 +42,7 @@ def trainers(folder: Path) -> list[psutil.Process]:
         at_work = "stages.pretrain" in (process.info["cmdline"] or []) and process.info["cwd"] == str(folder)
         if at_work and process.info["status"] != psutil.STATUS_ZOMBIE:
             found.append(process)
-    return found
+    return without_forks(found)
 
 
 def begun(folder: Path) -> "subprocess.Popen[bytes]":

@@ -17,7 +17,8 @@ import pytest
 from checkouts import becomes, environment, git, git_checkout, one_line, python, set_params
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun
-from prefect_site import Site, processes, trainers
+from prefect_site import Site, engines, processes, trainers
+from processes import without_forks
 
 pytestmark = pytest.mark.system
 
@@ -147,7 +148,7 @@ def test_cancelled_run_leaves_no_trainer(site):
 def test_killed_engine_takes_the_trainer_along_and_a_retry_resumes(site):
     with site.training(LONG + 1) as identity:
         assert becomes(lambda: "epoch 3/" in site.log(identity))
-        (engine,) = [found for found in psutil.process_iter() if is_engine(found, site)]
+        (engine,) = engines(identity)
         engine.kill()
         assert becomes(lambda: not trainers(site))
         assert site.finished(identity).state.name == "Crashed"
@@ -162,17 +163,9 @@ def test_killed_engine_takes_the_trainer_along_and_a_retry_resumes(site):
         assert becomes(lambda: any(found.pid != trainer.pid for found in trainers(site)))
 
 
-def is_engine(process: psutil.Process, site: Site) -> bool:
-    try:
-        parents = [" ".join(parent.cmdline()) for parent in process.parents()]
-        return "prefect.engine" in " ".join(process.cmdline()) and any("--pool gpu" in line for line in parents)
-    except psutil.Error:
-        return False
-
-
 def test_killed_worker_ends_its_run(site):
     with site.training(LONG + 2) as identity:
-        (worker,) = processes(site.folder, "worker start --pool gpu")
+        (worker,) = without_forks(processes(site.folder, "worker start --pool gpu"))
         worker.kill()
         assert becomes(lambda: not trainers(site))
         assert site.finished(identity).state.name == "Crashed"
