@@ -3,10 +3,12 @@
 import argparse
 import errno
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from tempfile import gettempdir
 from typing import NoReturn
 
 from pipeline.base.errors import PipelineError
@@ -51,7 +53,7 @@ def run_stage(
     options = vars(parser.parse_args())
     space = Workspace(options["folder"])
     end_with_dvc(name)
-    with _failures_in_one_line(name):
+    with _failures_in_one_line(name, space):
         if configures:
             params = load_params(profile=options["profile"], seed=options["seed"])
         else:
@@ -71,7 +73,7 @@ def run_training(params: Params, space: Workspace, stage: str, variant: str = ""
 
 
 @contextmanager
-def _failures_in_one_line(name: str) -> Iterator[None]:
+def _failures_in_one_line(name: str, space: Workspace) -> Iterator[None]:
     try:
         yield
     except PipelineError as error:
@@ -80,7 +82,8 @@ def _failures_in_one_line(name: str) -> Iterator[None]:
         fail(f"{name}: error: {message}")
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            fail(f"{name}: error: {error.filename or 'output'}: the disk is full; free some space and rerun")
+            place = error.filename or _fullest(space).resolve()
+            fail(f"{name}: error: {place}: the disk is full; free some space and rerun")
         if error.filename is None:
             raise
         fail(f"{name}: error: {error.filename}: {error.strerror}; correct it and rerun")
@@ -93,6 +96,12 @@ def _failures_in_one_line(name: str) -> Iterator[None]:
         fail(f"{name}: error: {reason}; lower this stage's batch_size or crop_size, or evaluate.batch_size")
     except KeyboardInterrupt:
         fail(f"{name}: interrupted; run `dvc repro` again to resume")
+
+
+def _fullest(space: Workspace) -> Path:
+    """The folder that has the least room: a failure to write into an open file does not say which file that was."""
+    folders = (space.folder, space.data.parent, space.models, space.reports, space.checkpoints, Path(gettempdir()))
+    return min((folder for folder in folders if folder.exists()), key=lambda folder: shutil.disk_usage(folder).free)
 
 
 def _is_for_ranks(params: Params) -> bool:

@@ -1,8 +1,10 @@
 """How a stage fails, in one line with exit code 1 whatever a user can act on; what it imports before it begins."""
 
 import errno
+import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -56,6 +58,15 @@ def test_failure_is_one_line(monkeypatch, stage, line):
         run_stage("demo", stage)
     assert str(exit_.value).startswith(line)
     assert "\n" not in str(exit_.value)
+
+
+def test_full_disk_is_the_one_with_the_least_room(monkeypatch, tmp_path):
+    room = {tmp_path: 5000, tmp_path / "data": 10, tmp_path / "models": 0}
+    (tmp_path / "data").mkdir()
+    monkeypatch.setattr(sys, "argv", ["demo", "--folder", str(tmp_path)])
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=room.get(folder, 9000)))
+    with pytest.raises(SystemExit, match=f"demo: error: {tmp_path}/data: the disk is full"):
+        run_stage("demo", raising(OSError(errno.ENOSPC, "full")), configures=True)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), OSError("no number, no file"), KeyError("bug")])
