@@ -205,6 +205,21 @@ def predict(
         predict_images(images, out, path)
 
 
+@command("serve")
+def serve(
+    alias: Alias = "champion",
+    profile: Profile = None,
+    host: Annotated[str, typer.Option(help="address to listen at; there is no password")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5001,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="processes, each with a network of its own")] = 1,
+    waiting: Annotated[int, typer.Option(min=0, max=1000, help="requests of a worker that may wait")] = 8,
+) -> None:
+    """Serve a version of the registry over HTTP, as `mlflow models serve` does, with limits on what waits."""
+    from pipeline.cli.serve import Address, serve_model
+
+    sys.exit(serve_model(alias, profile, Address(host, port), workers=workers, waiting=waiting))
+
+
 @command("export")
 def export(
     out: Annotated[Path, typer.Option(help="the ONNX file to write")],

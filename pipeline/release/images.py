@@ -1,7 +1,6 @@
 """Images on their way into a prediction and out of it: files and requests decoded, results encoded."""
 
 import base64
-import binascii
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -59,7 +58,7 @@ def requested_image(value: Any, name: str) -> NDArray[np.uint8]:
             raise PipelineError(f"{name}: {len(value)} characters; at most {MAX_BYTES} bytes are taken")
         try:
             return read_image(base64.b64decode(value, validate=True), name)
-        except binascii.Error as error:
+        except ValueError as error:  # binascii.Error is one; text beyond ASCII is another
             raise PipelineError(f"{name}: not base64 ({error})") from error
     try:
         pixels = np.asarray(value)

@@ -55,7 +55,6 @@ class Prediction:
     attention: dict[str, NDArray[np.float32]]  # of each predicted class, (H, W) in [0, 1]
 
 
-@torch.inference_mode()
 def predict(outputs: Outputs, class_names: Sequence[str], image: NDArray[np.uint8], device: torch.device) -> Prediction:
     """Class probabilities, segmentation and attention of an image, which the network sees resized by its scale.
 
@@ -64,16 +63,38 @@ def predict(outputs: Outputs, class_names: Sequence[str], image: NDArray[np.uint
         class_names: of the C foreground classes, in the order of the network's outputs.
         image: (H, W, 3) RGB of 0 to 255, of any size.
     """
-    pixels = normalise(torch.from_numpy(image.copy()).permute(2, 0, 1))[None].to(device)
+    return predict_batch(outputs, class_names, [image], device)[0]
+
+
+@torch.inference_mode()
+def predict_batch(
+    outputs: Outputs, class_names: Sequence[str], images: Sequence[NDArray[np.uint8]], device: torch.device
+) -> list[Prediction]:
+    """`predict` of several images of one size in a single forward pass."""
+    pixels = torch.stack([normalise(torch.from_numpy(image.copy()).permute(2, 0, 1)) for image in images]).to(device)
     seen = resized(pixels, seen_size(pixels, outputs.model.scale))
     class_probs, *maps = outputs(seen)
-    size, probs = (image.shape[0], image.shape[1]), class_probs[0].tolist()
-    seg_logits, attention = (resized(of_all, size) for of_all in maps)
-    return Prediction(
-        dict(zip(class_names, probs, strict=True)),
-        seg_logits[0].argmax(dim=0).to(torch.uint8).cpu().numpy(),
-        {name: attention[0, i].cpu().numpy() for i, name in enumerate(class_names) if probs[i] >= PREDICTED},
-    )
+    seg_logits, attention = (resized(of_all, (pixels.shape[2], pixels.shape[3])) for of_all in maps)
+    values = seg_logits.argmax(dim=1).to(torch.uint8).cpu().numpy()
+    return [
+        Prediction(
+            dict(zip(class_names, probs, strict=True)),
+            values[row],
+            {name: attention[row, i].cpu().numpy() for i, name in enumerate(class_names) if probs[i] >= PREDICTED},
+        )
+        for row, probs in enumerate(class_probs.tolist())
+    ]
+
+
+def batches(images: Sequence[NDArray[np.uint8]], most_pixels: int) -> list[list[int]]:
+    """Indices of images to compute together: of one size, and of `most_pixels` in all; a larger one is alone."""
+    groups: dict[tuple[int, ...], list[list[int]]] = {}
+    for index, image in enumerate(images):
+        of_size = groups.setdefault(image.shape, [[]])
+        if of_size[-1] and (len(of_size[-1]) + 1) * image.shape[0] * image.shape[1] > most_pixels:
+            of_size.append([])
+        of_size[-1].append(index)
+    return [batch for of_size in groups.values() for batch in of_size]
 
 
 def probability_table(class_probs: Mapping[str, float]) -> str:

@@ -126,6 +126,15 @@ def download_weights(registered_model_name: str, alias: str, folder: Path) -> Pa
     Raises:
         PipelineError: no version has the alias, or the registry does not answer.
     """
+    return next(download_model(registered_model_name, alias, folder).glob("artifacts/**/*.safetensors"))
+
+
+def download_model(registered_model_name: str, alias: str, folder: Path) -> Path:
+    """The version with `alias` as MLflow keeps it, its code included, below `folder`.
+
+    Raises:
+        PipelineError: no version has the alias, or the registry does not answer.
+    """
     with registry_errors(f"{registered_model_name}@{alias}"):
         client, _ = connect()
         from mlflow.artifacts import download_artifacts
@@ -133,7 +142,7 @@ def download_weights(registered_model_name: str, alias: str, folder: Path) -> Pa
         if version_with_alias(client, registered_model_name, alias) is None:
             raise PipelineError(_without_alias(client, registered_model_name, alias))
         place = download_artifacts(artifact_uri=f"models:/{registered_model_name}@{alias}", dst_path=str(folder))
-    return next(Path(place).glob("artifacts/**/*.safetensors"))
+    return Path(place)
 
 
 def version_of(client: "MlflowClient", registered_model_name: str, weights_sha256: str) -> str | None:

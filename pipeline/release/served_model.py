@@ -5,6 +5,8 @@ The package is logged with it, so that a server needs no checkout.
 """
 
 import base64
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import torch
+from mlflow.environment_variables import MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from numpy.typing import NDArray
@@ -20,9 +23,14 @@ from pipeline.base.errors import PipelineError
 from pipeline.data.voc import voc_palette
 from pipeline.model.weights import load_weights
 from pipeline.release.images import grey_png, palette_png, requested_image, run_lengths
-from pipeline.release.prediction import Outputs, Prediction, predict
+from pipeline.release.prediction import Outputs, Prediction, batches, predict_batch
 
 MAX_IMAGES = 16  # of one request
+MAX_REQUEST_PIXELS = 32_000_000  # of one request, however fast the machine
+MIN_REQUEST_PIXELS = 100_000  # that any machine must answer
+TIME_SHARE = 0.5  # of the server's time limit, for computing; the rest is for decoding, encoding and other requests
+BATCH_PIXELS = 1 << 20  # that are computed together
+WARM_UP_SIDE = 256
 SEGMENTATIONS = ("png", "run_length")
 
 
@@ -30,7 +38,8 @@ class GuidedSegmentation(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     """pyfunc flavour: a data frame with a column `image` in, one row of predictions per image out.
 
     An image is base64 of a PNG or JPEG file, or nested lists (H, W, 3) of 0 to 255, of any size up to
-    `images.MAX_PIXELS`.
+    `images.MAX_PIXELS`. The images of a request have `budget` pixels at most, together: what this machine computes in
+    half of the server's time limit.
     """
 
     def load_context(self, context: Any) -> None:
@@ -38,6 +47,9 @@ class GuidedSegmentation(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model, self.class_names = load_weights(Path(context.artifacts["weights"]))
         self.outputs = Outputs(model.to(memory_format=torch.channels_last).to(self.device).eval())
+        seconds = MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT.get() * TIME_SHARE
+        self.budget = int(min(MAX_REQUEST_PIXELS, max(MIN_REQUEST_PIXELS, seconds * self._pixels_per_second())))
+        print(f"answers requests of up to {self.budget / 1e6:.1f} million pixels", file=sys.stderr, flush=True)
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """The predictions, at the size of each image.
@@ -55,10 +67,27 @@ class GuidedSegmentation(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         form = (params or {}).get("segmentation", SEGMENTATIONS[0])
         try:
             images = _requested_images(model_input, form)
+            if (pixels := sum(image.shape[0] * image.shape[1] for image in images)) > self.budget:
+                raise PipelineError(
+                    f"the request has {pixels} pixels; this server answers {self.budget} within its time limit; send "
+                    "fewer images, or smaller ones"
+                )
         except PipelineError as error:
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
-        rows = [self._row(predict(self.outputs, self.class_names, image, self.device), form) for image in images]
+        found: dict[int, Prediction] = {}
+        for batch in batches(images, BATCH_PIXELS):
+            of_batch = predict_batch(self.outputs, self.class_names, [images[i] for i in batch], self.device)
+            found |= dict(zip(batch, of_batch, strict=True))
+        rows = [self._row(found[index], form) for index in range(len(images))]
         return pd.DataFrame(rows, columns=["class_probs", "segmentation", "attention"])
+
+    def _pixels_per_second(self) -> float:
+        """Of the forward pass, on this machine; the first one is slower than those that follow."""
+        image = np.zeros((WARM_UP_SIDE, WARM_UP_SIDE, 3), np.uint8)
+        for _ in range(2):
+            began = time.perf_counter()
+            predict_batch(self.outputs, self.class_names, [image], self.device)
+        return WARM_UP_SIDE**2 / (time.perf_counter() - began)
 
     def _row(self, found: Prediction, form: str) -> dict[str, Any]:
         segmentation = (

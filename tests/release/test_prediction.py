@@ -10,7 +10,7 @@ from pipeline.gain.attention import attention_to_image, class_attention, normali
 from pipeline.gain.view import View
 from pipeline.model.weights import load_weights, save_weights
 from pipeline.release.onnx import OUTPUT_NAMES, export_onnx
-from pipeline.release.prediction import Outputs, predict, probability_table
+from pipeline.release.prediction import Outputs, batches, predict, predict_batch, probability_table
 
 NAMES = ("cat", "dog", "cow")
 CPU = torch.device("cpu")
@@ -57,6 +57,22 @@ def test_prediction_at_a_scale_is_that_of_evaluation(tiny_model, tmp_path):
     assert np.array_equal(found.segmentation, view.seg_logits()[0].argmax(dim=0).numpy())
     maps = normalise_attention(class_attention(model, view.features.conv5_3))[0][0]
     assert np.allclose(found.attention["cow"], view.attention(maps)[2].numpy(), atol=1e-6)
+
+
+def test_images_of_one_size_are_predicted_together_as_alone(tiny_model):
+    outputs = Outputs(tiny_model(padding=1))
+    images = list(np.random.default_rng(0).integers(0, 256, (3, 31, 45, 3), dtype=np.uint8))
+    for image, found in zip(images, predict_batch(outputs, NAMES, images, CPU), strict=True):
+        alone = predict(outputs, NAMES, image, CPU)
+        assert list(found.class_probs.values()) == pytest.approx(list(alone.class_probs.values()), abs=1e-5)
+        assert np.array_equal(found.segmentation, alone.segmentation)
+        assert found.attention.keys() == alone.attention.keys()
+
+
+def test_batches_hold_images_of_one_size_up_to_so_many_pixels():
+    images = [np.zeros((*size, 3), np.uint8) for size in ((4, 5), (5, 4), (4, 5), (4, 5), (50, 50), (4, 5))]
+    assert batches(images, 60) == [[0, 2, 3], [5], [1], [4]]
+    assert batches([], 60) == []
 
 
 def test_predicted_classes_are_listed_by_probability():

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,7 @@ def test_segmentation_as_run_lengths_is_the_one_of_the_png(server):
     ("images", "message"),
     [
         (["no image"], "image 0: not base64"),
+        (["\u00e9" * 8], "image 0: not base64"),
         ([base64.b64encode(b"text").decode()], "image 0: no readable PNG or JPEG"),
         ([[[1, 2]]], "image 0: neither base64 text nor numbers"),
         ([file_of(np.zeros((2, 2, 3), np.uint8)), 7], "image 1: neither base64 text"),
@@ -143,6 +145,45 @@ def test_malformed_requests_get_400_with_a_reason_and_the_server_lives_on(server
     assert response.status_code == 400
     assert message in response.json()["message"]
     assert ask(server, [[[[0, 0, 0]]]]).status_code == 200
+
+
+@pytest.fixture(scope="module")
+def own_server(registry, tmp_path_factory) -> Iterator[str]:
+    """`gain serve` with one worker, beside whose request two may wait."""
+    port, log = free_port(), tmp_path_factory.mktemp("serve") / "log"
+    command = [sys.executable, "-m", "pipeline.cli.main", "serve", "--alias", "challenger", "--port", str(port)]
+    env = environment(registry) | {"MLFLOW_TRACKING_URI": f"sqlite:///{registry}/mlflow.db"}
+    url = f"http://127.0.0.1:{port}"
+    with running([*command, "--waiting", "2"], f"{url}/ping", log, cwd=registry, env=env) as process:
+        assert {connection.laddr.ip for connection in listening(process.pid)} == {"127.0.0.1"}
+        yield url
+    assert "answers requests of up to" in log.read_text()
+
+
+def test_own_server_answers_as_mlflows(server, own_server):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 37, 53, 3), dtype=np.uint8)
+    images = [file_of(pixels[0]), file_of(np.zeros((20, 30, 3), np.uint8)), file_of(pixels[1])]
+    assert ask(own_server, images).json() == ask(server, images).json()
+    assert ask(own_server, ["no image"]).status_code == 400
+
+
+def test_own_server_refuses_what_is_too_deep_and_what_is_too_much(own_server):
+    headers = {"Content-Type": "application/json"}
+    for body in ("[" * 100_000, '{"dataframe_split": ' * 100_000):
+        response = requests.post(f"{own_server}/invocations", data=body, headers=headers, timeout=PATIENCE)
+        assert response.status_code == 400, response.text
+    large = [file_of(np.zeros((1000, 1000, 3), np.uint8))]
+    with ThreadPoolExecutor(12) as pool:
+        found = list(pool.map(lambda _: ask(own_server, large), range(12)))
+    assert {answer.status_code for answer in found} == {200, 503}
+    assert {answer.headers["Retry-After"] for answer in found if answer.status_code == 503} == {"5"}
+    assert ask(own_server, [[[[0, 0, 0]]]]).status_code == 200
+
+
+def test_request_with_more_pixels_than_the_budget_is_refused(own_server):
+    refused = ask(own_server, [file_of(np.zeros((2000, 2100, 3), np.uint8))] * 8)  # 33.6 million
+    assert refused.status_code == 400
+    assert "the request has 33600000 pixels; this server answers" in refused.json()["message"]
 
 
 @pytest.mark.parametrize("body", ["", "{", "[]", '{"dataframe_split": {}}', '{"inputs": {"picture": ["a"]}}'])

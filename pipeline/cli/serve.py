@@ -1,0 +1,61 @@
+"""`gain serve`: a version of the registry over HTTP, in processes of their own and with the version's own code."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.base.errors import PipelineError
+from pipeline.base.params import load_params
+from pipeline.release.registry import download_model
+from pipeline.release.server import MODEL_VARIABLE, WAITING_VARIABLE
+
+SERVER = Path("pipeline", "release", "server.py")
+
+
+class Address(NamedTuple):
+    """Where a server listens."""
+
+    host: str
+    port: int
+
+
+def serve_model(alias: str, profile: str | None, address: Address, *, workers: int, waiting: int) -> int:
+    """Serve the version that has `alias` now, until Ctrl-C or SIGTERM; the server's exit status.
+
+    Args:
+        workers: processes, which share the processor and hold a network each.
+        waiting: requests of a worker that may wait for their turn.
+
+    Raises:
+        PipelineError: no version has the alias, the registry does not answer, or the version has no server in it.
+    """
+    name = load_params(profile=profile).register_.registered_model_name
+    with tempfile.TemporaryDirectory() as folder:
+        model = download_model(name, alias, Path(folder))
+        code = next((path for path in model.glob("code*") if (path / SERVER).exists()), None)
+        if code is None:
+            raise PipelineError(
+                f"{name}@{alias} was registered before there was `gain serve`; register it again, or serve it with "
+                "`mlflow models serve`"
+            )
+        environment = {
+            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers)),
+            **os.environ,
+            MODEL_VARIABLE: str(model),
+            WAITING_VARIABLE: str(waiting),
+            "PYTHONPATH": str(code),  # the code that the version was registered with, not this checkout's
+        }
+        command = [sys.executable, "-m", "uvicorn", "--factory", "pipeline.release.server:create"]
+        command += ["--host", address.host, "--port", str(address.port), "--workers", str(workers)]
+        process = subprocess.Popen(command, cwd=folder, env=environment)
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # which has reached the server, too
+            return process.wait()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
