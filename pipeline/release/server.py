@@ -58,11 +58,23 @@ class Limits:
         if body is None:
             await refuse(send, 413, "BAD_REQUEST", f"a request has at most {MAX_BODY} bytes")
             return
+        failure: list[Message] = []
+
+        async def hold_failure(message: Message) -> None:
+            if failure or message.get("status") == 500:
+                failure.append(message)
+            else:
+                await send(message)
+
         async with self._turn:
             try:
-                await self._application(scope, _replayed(body, receive), send)
-            except RecursionError:
+                await self._application(scope, _replayed(body, receive), hold_failure)
+            except RecursionError:  # which Starlette calls a failure of its own, and raises again
+                failure.clear()
                 await refuse(send, 400, "BAD_REQUEST", "the request is nested too deep to be one")
+            finally:
+                for message in failure:
+                    await send(message)
 
 
 async def read_body(receive: Receive) -> bytes | None:
