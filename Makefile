@@ -62,6 +62,7 @@ bench: $(BIN)/.installed ## what guidance costs beside the peers; loading, start
 	$(BIN)/python -m benchmarks.flows
 	$(BIN)/python -m benchmarks.tracking
 	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.load
 	$(BIN)/python -m benchmarks.definitions
 
 docs: $(BIN)/.installed ## tables and pictures of README and docs/, from the last `make repro` and `make study`

@@ -41,6 +41,7 @@ NETWORKS: dict[str, tuple[dict[str, Any], int, int]] = {  # options, number of c
 }
 ROUNDS = {"embedded": 40, "voc2012": 12}
 START_SECONDS = 180.0
+JSON = {"Content-Type": "application/json"}
 REGISTER = """
 import sys
 from pathlib import Path
@@ -59,18 +60,14 @@ def main() -> None:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        shutil.copy(REPOSITORY / "params.yaml", folder)
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # MLflow calls uvicorn by name
-        environment = {**os.environ, "PATH": path, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+        environment = prepare(folder)
         rows: list[dict[str, Any]] = []
         promotions = []
-        for title, (options, num_classes, side) in NETWORKS.items():
-            network = FCN8s(num_classes, FULL_WIDTH.model_copy(update=options)).eval()
-            names = tuple(f"class {index}" for index in range(num_classes))
-            save_weights(folder / title, network, names)
-            better = str(0.1 * (1 + len(rows)))  # than the champion, so that the promotion takes place
-            subprocess.run([sys.executable, "-c", REGISTER, title, better], cwd=folder, env=environment, check=True)
-            with _served(folder, environment) as url:
+        for title, (_, _, side) in NETWORKS.items():
+            better = 0.1 * (1 + len(rows))  # than the champion, so that the promotion takes place
+            network = register_network(folder, environment, title, attention_iou=better)
+            command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", f"models:/{NAME}@challenger"]
+            with served([*command, "--env-manager", "local"], folder, environment) as (url, _):
                 rows.append({"network": title, "side": side, **_compare(url, network, side, ROUNDS[title])})
             begin = time.perf_counter()
             command = [sys.executable, "-m", "pipeline.cli.main", "promote"]
@@ -91,19 +88,46 @@ def main() -> None:
     print(f"\n`gain promote`: {', '.join(f'{seconds:.1f}' for seconds in promotions)} s")
 
 
-def _compare(url: str, network: FCN8s, side: int, rounds: int) -> dict[str, float]:
-    """Medians over rounds in which one answer and one forward pass take turns."""
-    noise = np.random.default_rng(0).integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8)
-    picture = Image.fromarray(noise).resize((side, side))
+def prepare(folder: Path) -> dict[str, str]:
+    """The environment for commands that work in a folder of their own, with a registry of its own."""
+    shutil.copy(REPOSITORY / "params.yaml", folder)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # MLflow calls uvicorn by name
+    return {**os.environ, "PATH": path, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+
+
+def register_network(folder: Path, environment: dict[str, str], title: str, *, attention_iou: float) -> FCN8s:
+    """One of `NETWORKS` with random weights, now the challenger of the folder's registry."""
+    options, num_classes, _ = NETWORKS[title]
+    network = FCN8s(num_classes, FULL_WIDTH.model_copy(update=options)).eval()
+    save_weights(folder / title, network, tuple(f"class {index}" for index in range(num_classes)))
+    command = [sys.executable, "-c", REGISTER, title, str(attention_iou)]
+    subprocess.run(command, cwd=folder, env=environment, check=True)
+    return network
+
+
+def request_of(picture: Image.Image) -> str:
+    """The body of a request for one image, sent as JPEG."""
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG")
-    body = {"dataframe_split": {"columns": ["image"], "data": [[base64.b64encode(buffer.getvalue()).decode()]]}}
-    text, headers = json.dumps(body), {"Content-Type": "application/json"}
+    image = base64.b64encode(buffer.getvalue()).decode()
+    return json.dumps({"dataframe_split": {"columns": ["image"], "data": [[image]]}})
+
+
+def random_picture(side: int) -> Image.Image:
+    """Coarse noise, which JPEG makes as small as a photograph."""
+    noise = np.random.default_rng(0).integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((side, side))
+
+
+def _compare(url: str, network: FCN8s, side: int, rounds: int) -> dict[str, float]:
+    """Medians over rounds in which one answer and one forward pass take turns."""
+    picture = random_picture(side)
+    text = request_of(picture)
     outputs = Outputs(network.to(memory_format=torch.channels_last))
     pixels = normalise(torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1))[None]
 
     def ask() -> None:
-        requests.post(f"{url}/invocations", data=text, headers=headers, timeout=60).raise_for_status()
+        requests.post(f"{url}/invocations", data=text, headers=JSON, timeout=60).raise_for_status()
 
     @torch.inference_mode()
     def forward() -> None:
@@ -121,14 +145,13 @@ def _compare(url: str, network: FCN8s, side: int, rounds: int) -> dict[str, floa
 
 
 @contextmanager
-def _served(folder: Path, environment: dict[str, str]) -> Iterator[str]:
+def served(command: list[str], folder: Path, environment: dict[str, str]) -> Iterator[tuple[str, int]]:
+    """The address at which a command, given a free port, serves; and the identity of its process."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", f"models:/{NAME}@challenger"]
-    command += ["--env-manager", "local", "--port", str(port)]
     process = subprocess.Popen(
-        command,
+        [*command, "--port", str(port)],
         cwd=folder,
         env=environment,
         stdout=subprocess.DEVNULL,
@@ -141,7 +164,7 @@ def _served(folder: Path, environment: dict[str, str]) -> Iterator[str]:
             if process.poll() is not None or time.monotonic() > deadline:
                 sys.exit("serving: error: the server did not start")
             time.sleep(0.2)
-        yield url
+        yield url, process.pid
     finally:
         os.killpg(process.pid, 15)
         process.wait(60)
