@@ -227,6 +227,7 @@ def _log_scores(client: "MlflowClient", version: Any, scores: Mapping[str, float
 
 def _log_version(run_id: str, weights: Path, registered_model_name: str) -> str:
     import mlflow
+    from mlflow.environment_variables import MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import AnyType
@@ -235,6 +236,8 @@ def _log_version(run_id: str, weights: Path, registered_model_name: str) -> str:
     outputs = Schema([ColSpec(AnyType(), name) for name in ("class_probs", "segmentation", "attention")])
     params = ParamSchema([ParamSpec("segmentation", DataType.string, "png")])
     package = Path(__file__).parents[1]
+    # The server needs none of them, and MLflow stumbles over a library that reads one by a name in bytes.
+    MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING.set(False)
     with TemporaryDirectory() as folder, mlflow.start_run(run_id=run_id):
         # MLflow follows a link, such as one into DVC's cache, and then refuses what lies outside its folder.
         copy = Path(shutil.copyfile(weights, Path(folder) / weights.name))
