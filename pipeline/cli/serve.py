@@ -38,8 +38,8 @@ def serve_model(alias: str, profile: str | None, address: Address, *, workers: i
         code = next((path for path in model.glob("code*") if (path / SERVER).exists()), None)
         if code is None:
             raise PipelineError(
-                f"{name}@{alias} was registered before there was `gain serve`; register it again, or serve it with "
-                "`mlflow models serve`"
+                f"{name}@{alias} was registered before there was `gain serve`; serve it with `mlflow models serve`, or "
+                "train again for a new version"
             )
         environment = {
             "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers)),
