@@ -13,6 +13,7 @@ from pipeline.release.registry import download_model
 from pipeline.release.server import MODEL_VARIABLE, WAITING_VARIABLE
 
 SERVER = Path("pipeline", "release", "server.py")
+KEEP_ALIVE_SECONDS = 60  # more than Retry-After says: a connection must not close as its client comes back
 
 
 class Address(NamedTuple):
@@ -50,6 +51,7 @@ def serve_model(alias: str, profile: str | None, address: Address, *, workers: i
         }
         command = [sys.executable, "-m", "uvicorn", "--factory", "pipeline.release.server:create"]
         command += ["--host", address.host, "--port", str(address.port), "--workers", str(workers)]
+        command += ["--timeout-keep-alive", str(KEEP_ALIVE_SECONDS)]
         process = subprocess.Popen(command, cwd=folder, env=environment)
         try:
             return process.wait()
