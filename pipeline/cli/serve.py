@@ -1,6 +1,7 @@
 """`gain serve`: a version of the registry over HTTP, in processes of their own and with the version's own code."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -53,11 +54,8 @@ def serve_model(alias: str, profile: str | None, address: Address, *, workers: i
         command += ["--host", address.host, "--port", str(address.port), "--workers", str(workers)]
         command += ["--timeout-keep-alive", str(KEEP_ALIVE_SECONDS)]
         process = subprocess.Popen(command, cwd=folder, env=environment)
+        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         try:
             return process.wait()
         except KeyboardInterrupt:  # which has reached the server, too
             return process.wait()
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()

@@ -157,6 +157,9 @@ def own_server(registry, tmp_path_factory) -> Iterator[str]:
     with running([*command, "--waiting", "2"], f"{url}/ping", log, cwd=registry, env=env) as process:
         assert {connection.laddr.ip for connection in listening(process.pid)} == {"127.0.0.1"}
         yield url
+        process.terminate()  # this process alone, as a service manager does
+        process.wait(PATIENCE)
+        assert not answers(f"{url}/ping")
     assert "answers requests of up to" in log.read_text()
 
 
