@@ -1,6 +1,6 @@
 """A map over several processes; when one of them is killed, the error is one line."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -27,10 +27,28 @@ def parallel_map(num_workers: int, *, chunksize: int = 1) -> Iterator[Any]:
         return
     pool = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"))  # a fork could inherit a held lock
     try:
-        yield partial(pool.map, chunksize=chunksize)
+        yield partial(_in_order, pool, chunksize)
     except BrokenProcessPool:
         raise PipelineError(
             f"one of {num_workers} processes was killed, as when memory runs out; free some and rerun"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _in_order(
+    pool: ProcessPoolExecutor, chunksize: int, function: Callable[[Any], Any], items: Iterable[Any]
+) -> Iterator[Any]:
+    """The results, as of `pool.map`, which is not safe here.
+
+    After an error it cancels what waits. If the pool itself is just failing that, its thread stops at a future that
+    was cancelled, and never ends the other processes.
+    """
+    waiting = list(items)
+    chunks = [waiting[first : first + chunksize] for first in range(0, len(waiting), chunksize)]
+    for future in [pool.submit(_results, function, chunk) for chunk in chunks]:
+        yield from future.result()
+
+
+def _results(function: Callable[[Any], Any], chunk: list[Any]) -> list[Any]:
+    return [function(item) for item in chunk]
