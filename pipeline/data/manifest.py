@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -123,7 +123,7 @@ def read_manifest(path: Path) -> list[ManifestRow]:
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            rows = [_parse(row) for row in csv.DictReader(file)]
+            rows = [ManifestRow(**columns_of(row)) for row in csv.DictReader(file)]
     except FileNotFoundError:
         raise PipelineError(f"{path}: missing; it lists the images; run `dvc repro prepare`") from None
     except (KeyError, ValueError, AttributeError) as error:
@@ -138,19 +138,25 @@ def data_digest(rows: Iterable[ManifestRow]) -> str:
     return hashlib.sha256("\n".join(f"{row.image_id} {row.digest}" for row in rows).encode()).hexdigest()
 
 
-def _parse(row: dict[str, str]) -> ManifestRow:
-    if None in row.values():
-        raise ValueError(f"a row is cut short: {row['image_id']}")
-    return ManifestRow(
-        image_id=row["image_id"],
-        split=row["split"],
-        height=int(row["height"]),
-        width=int(row["width"]),
-        classes=tuple(row["classes"].split()),
-        contexts=tuple(row["contexts"].split()),
-        pixel_label_rank=int(row["pixel_label_rank"]),
-        digest=row["digest"],
-    )
+def columns_of(cells: dict[str, str]) -> dict[str, Any]:
+    """The fields of a `ManifestRow` by name, from the cells of a row by column.
+
+    Raises:
+        KeyError: a column is missing.
+        ValueError: the row is cut short, or a number is none.
+    """
+    if None in cells.values():
+        raise ValueError(f"a row is cut short: {cells['image_id']}")
+    return {
+        "image_id": cells["image_id"],
+        "split": cells["split"],
+        "height": int(cells["height"]),
+        "width": int(cells["width"]),
+        "classes": tuple(cells["classes"].split()),
+        "contexts": tuple(cells["contexts"].split()),
+        "pixel_label_rank": int(cells["pixel_label_rank"]),
+        "digest": cells["digest"],
+    }
 
 
 def _rank(records: list[dict[str, object]], class_names: tuple[str, ...], seed: int) -> None:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.base.errors import PipelineError
-from pipeline.data.manifest import ManifestRow
+from pipeline.data.manifest import ManifestRow, columns_of
 
 OBJECT_SETS = ("only_object", "mixed_same", "mixed_rand")  # the class is there, and must be found
 GROUND_SETS = ("no_object_filled", "no_object_mean")  # the class was taken out, and must not be claimed
@@ -63,20 +63,7 @@ def read_table(root: Path) -> list[MadeImage]:
 
 
 def _parse(row: dict[str, str]) -> MadeImage:
-    if None in row.values():
-        raise ValueError(f"a row is cut short: {row['image_id']}")
-    if row["split"] not in SETS:
-        raise ValueError(f"no set is called {row['split']}")
-    return MadeImage(
-        image_id=row["image_id"],
-        split=row["split"],
-        height=int(row["height"]),
-        width=int(row["width"]),
-        classes=tuple(row["classes"].split()),
-        contexts=tuple(row["contexts"].split()),
-        pixel_label_rank=int(row["pixel_label_rank"]),
-        digest=row["digest"],
-        object=row["object"],
-        source=row["source"],
-        ground=row["ground"],
-    )
+    made = MadeImage(**columns_of(row), object=row["object"], source=row["source"], ground=row["ground"])
+    if made.split not in SETS:
+        raise ValueError(f"no set is called {made.split}")
+    return made
