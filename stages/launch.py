@@ -102,6 +102,8 @@ def end_with_dvc(name: str) -> None:
         return
     import psutil
 
+    from pipeline.base.processes import is_alive
+
     dvc = next((process for process in psutil.Process().parents() if not _is_of_stage(process)), None)
 
     def end() -> None:
@@ -111,7 +113,7 @@ def end_with_dvc(name: str) -> None:
         os._exit(1)
 
     if dvc is not None:
-        _when_gone(lambda: _lives(dvc), end)
+        _when_gone(lambda: is_alive(dvc), end)
 
 
 def _is_of_stage(process: Any) -> bool:
@@ -121,15 +123,6 @@ def _is_of_stage(process: Any) -> bool:
     try:
         return DVC_STAGE in process.environ()
     except psutil.Error:
-        return False
-
-
-def _lives(process: Any) -> bool:
-    import psutil
-
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
         return False
 
 

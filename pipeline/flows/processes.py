@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from pipeline.base.files import write_json
+from pipeline.base.processes import is_alive
 
 HOME = Path(".prefect")
 STARTED = HOME / "started.json"
@@ -33,7 +34,7 @@ class Started:
         """Whether it still runs."""
         try:
             found = psutil.Process(self.pid)
-            return bool(found.create_time() == self.created and found.status() != psutil.STATUS_ZOMBIE)
+            return found.create_time() == self.created and is_alive(found)
         except psutil.NoSuchProcess:
             return False
 
