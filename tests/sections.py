@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from pipeline.base.sections import Architecture, Attention, Training
+from pipeline.base.attention import Attention
+from pipeline.base.sections import Architecture, Training
 
 
 def architecture_section(**changes: Any) -> Architecture:

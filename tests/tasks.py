@@ -6,7 +6,8 @@ from typing import Any
 from lightning_fabric import Fabric
 from sections import attention_section
 
-from pipeline.base.sections import Attention, Training
+from pipeline.base.attention import Attention
+from pipeline.base.sections import Training
 from pipeline.gain.losses import Criterion
 from pipeline.gain.network import GuidedNetwork
 from pipeline.model.fcn8s import FCN8s

@@ -6,19 +6,18 @@ from typing import Annotated, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
+from pipeline.base.attention import Attention, LossName, Variant
 from pipeline.base.errors import did_you_mean
 from pipeline.base.ranges import Section
 from pipeline.base.scores import LOWER_IS_BETTER, NO_AIM, SCORES, TEST_ONLY, score_names
 from pipeline.base.sections import (
     Architecture,
-    Attention,
     Classify,
     Counterfactual,
     Download,
     EmbeddedData,
     Evaluate,
     FolderData,
-    LossName,
     Part,
     Prepare,
     Pretrain,
@@ -27,7 +26,6 @@ from pipeline.base.sections import (
     Resources,
     Runtime,
     Training,
-    Variant,
     Voc2012Data,
 )
 from pipeline.base.workspace import PRETRAINED

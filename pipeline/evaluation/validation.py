@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from lightning_fabric import Fabric
 
-from pipeline.base.sections import Attention, Evaluate
+from pipeline.base.attention import Attention
+from pipeline.base.sections import Evaluate
 from pipeline.data.loaders import evaluation_loader
 from pipeline.data.samples import SegmentationDataset
 from pipeline.evaluation.passes import Scoring, evaluate, validation_scores

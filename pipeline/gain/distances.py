@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from pipeline.base.sections import GuidanceDistance, GuidanceReduction
+from pipeline.base.attention import GuidanceDistance, GuidanceReduction
 
 FAINTEST = 1e-6  # share of a map's maximum: less counts as this much, where a logarithm or a quotient needs more than 0
 

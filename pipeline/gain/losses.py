@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.base.attention import Attention, GuidanceDistance, GuidanceReduction
 from pipeline.base.ranks import num_ranks, rank_sum
-from pipeline.base.sections import Attention, GuidanceDistance, GuidanceReduction
 from pipeline.data.samples import Sample
 from pipeline.data.voc import IGNORE_INDEX
 from pipeline.gain.attention import attention_to_image

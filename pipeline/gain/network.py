@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.base.sections import Attention
+from pipeline.base.attention import Attention
 from pipeline.gain.attention import attention_to_image, class_attention, masked_image, normalise_attention, soft_mask
 from pipeline.model.fcn8s import FCN8s
 

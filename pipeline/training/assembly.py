@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 from lightning_fabric import Fabric
 
+from pipeline.base.attention import Attention
 from pipeline.base.errors import PipelineError
 from pipeline.base.profile import Params
-from pipeline.base.sections import Attention, Training
+from pipeline.base.sections import Training
 from pipeline.base.workspace import PRETRAINED, Workspace
 from pipeline.data.guidance import Guidance, num_labelled_images
 from pipeline.data.loaders import training_loader

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from lightning_fabric import Fabric
 from torch.utils.data import DataLoader
 
-from pipeline.base.sections import Attention, Training
+from pipeline.base.attention import Attention
+from pipeline.base.sections import Training
 from pipeline.data.samples import Sample
 from pipeline.gain.losses import Criterion
 from pipeline.gain.network import GuidedNetwork

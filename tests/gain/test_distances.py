@@ -7,7 +7,7 @@ import pytest
 import torch
 from sections import attention_section
 
-from pipeline.base.sections import GuidanceDistance
+from pipeline.base.attention import GuidanceDistance
 from pipeline.data.samples import Sample
 from pipeline.gain.distances import DISTANCES, FAINTEST
 from pipeline.gain.losses import Criterion, external_supervision_loss
