@@ -14,8 +14,8 @@ from typing import NoReturn
 from pipeline.base.errors import PipelineError
 from pipeline.base.params import load_params
 from pipeline.base.profile import Params
+from pipeline.base.secrets import hide_secrets
 from pipeline.base.workspace import Workspace
-from pipeline.tracking.secrets import hide_secrets
 from pipeline.tracking.tracker import Tracking
 from stages.launch import (
     LOST_A_RANK,

@@ -50,11 +50,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names) or 'none'}"
 
 
-def without_credentials(text: str) -> str:
-    """`text` with user and password taken out of every address in it, for messages, logs and artifacts."""
-    return re.sub(r"(\w://)[^/\s@]+@", r"\1", text)
-
-
 def printable(text: str, length: int = LONGEST_QUOTED) -> str:
     """What a server, a library or a file says, as part of a message: one line without control characters or escape
     sequences of a terminal, of at most `length` characters.

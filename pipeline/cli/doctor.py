@@ -11,6 +11,7 @@ from pipeline.base.errors import PipelineError
 from pipeline.base.outside import located, outside_files
 from pipeline.base.profile import Params
 from pipeline.base.remote_files import RemoteFile
+from pipeline.base.secrets import without_secrets
 from pipeline.base.sections import FolderData, Voc2012Data
 from pipeline.base.workspace import Workspace
 from pipeline.cli.estimates import disk_bytes, evaluation_bytes, largest_image, training_bytes
@@ -23,7 +24,6 @@ from pipeline.datasets.sbd import SBD_ARCHIVE
 from pipeline.datasets.voc2012 import VOC2012_ARCHIVE, VOC_CLASSES
 from pipeline.flows.services import default_remote
 from pipeline.tracking.address import unusable_server, unusable_tracking
-from pipeline.tracking.secrets import without_secrets
 from pipeline.tracking.server import problem_with, tracking_uri
 from pipeline.training.devices import Device, choose_device
 

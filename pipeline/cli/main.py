@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from pipeline.base.errors import PipelineError
 from pipeline.base.params import load_params
-from pipeline.tracking.secrets import hide_secrets
+from pipeline.base.secrets import hide_secrets
 
 
 class _Commands(TyperGroup):

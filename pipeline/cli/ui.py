@@ -8,9 +8,9 @@ import threading
 import time
 from contextlib import suppress
 
+from pipeline.base.secrets import without_secrets
 from pipeline.release.registry import registry_errors
 from pipeline.tracking.saved_views import VIEWS, view_page
-from pipeline.tracking.secrets import without_secrets
 from pipeline.tracking.server import connect, problem_with, tracking_uri
 
 POLL_SECONDS = 0.5  # between questions whether the UI answers

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from pipeline.base.errors import printable, warn, without_credentials
+from pipeline.base.errors import printable, warn
 from pipeline.base.files import HEAD, other_content
+from pipeline.base.secrets import without_secrets
 
 if TYPE_CHECKING:
     import requests
@@ -52,7 +53,7 @@ def download(url: str, places: Mapping[str, Path], max_bytes: int) -> tuple[str 
         try:
             return _received(url, places, max_bytes), ""
         except _MirrorError as error:
-            reason = without_credentials(f"{url}: {printable(str(error))}")
+            reason = without_secrets(f"{url}: {printable(str(error))}")
             if error.final or not tries_left:
                 break
             warn(f"{reason}; trying again")

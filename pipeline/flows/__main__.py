@@ -7,13 +7,13 @@ from typing import Any
 from prefect.client.schemas.objects import State
 
 from pipeline.base.errors import PipelineError
+from pipeline.base.secrets import hide_secrets
 from pipeline.flows.promote import promote
 from pipeline.flows.retrain import retrain
 from pipeline.flows.services import check_prefect_server
 from pipeline.flows.settings import parse_settings
 from pipeline.flows.sweep import sweep
 from pipeline.flows.train import train
-from pipeline.tracking.secrets import hide_secrets
 
 FLOWS: dict[str, Any] = {"train": train, "sweep": sweep, "promote": promote, "retrain": retrain}
 

@@ -29,12 +29,12 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPS
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from pipeline.base.errors import PipelineError
+from pipeline.base.secrets import without_secrets
 from pipeline.flows.processes import HOME, log_file, start, started, stop
 from pipeline.flows.services import check_prefect_server
-from pipeline.tracking.secrets import without_secrets
 from pipeline.tracking.server import problem_with
 
-PREFECT = (sys.executable, "-m", "pipeline.tracking.secrets", "prefect", "--no-prompt")
+PREFECT = (sys.executable, "-m", "pipeline.base.secrets", "prefect", "--no-prompt")
 PORT = 4200  # Prefect's own, if it is free
 START_SECONDS = 300.0  # a server that dies is noticed at once
 POLL_SECONDS = 0.2  # of a server that starts

@@ -11,7 +11,7 @@ from prefect.exceptions import FailedRun
 from prefect.states import Completed, Failed
 
 from pipeline.base.errors import PipelineError
-from pipeline.tracking.secrets import hide_secrets, without_secrets
+from pipeline.base.secrets import hide_secrets, without_secrets
 
 P = ParamSpec("P")
 # deploy/heartbeat.yaml lists them too: no heartbeat is expected of a run that ended in a state of such a name.

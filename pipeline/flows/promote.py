@@ -7,10 +7,10 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 
 from pipeline.base.params import load_params
+from pipeline.base.secrets import without_secrets
 from pipeline.flows.outcome import Success, completed, one_line_failures
 from pipeline.flows.services import check_tracking_server
 from pipeline.release import promotion
-from pipeline.tracking.secrets import without_secrets
 
 
 @flow(name="promote", description="Challenger to champion, by the rules of params.yaml.", persist_result=False)

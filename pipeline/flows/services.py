@@ -7,7 +7,7 @@ from queue import Empty, Queue
 from threading import Thread
 
 from pipeline.base.errors import PipelineError, printable
-from pipeline.tracking.secrets import without_secrets
+from pipeline.base.secrets import without_secrets
 from pipeline.tracking.server import ANSWER_SECONDS, problem_with, tracking_uri
 
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.base.errors import PipelineError, printable
 from pipeline.base.files import digest_file
+from pipeline.base.secrets import cleaned, without_secrets
 from pipeline.release.facts import VersionFacts
 from pipeline.tracking.provenance import source_tags
-from pipeline.tracking.secrets import cleaned, without_secrets
 from pipeline.tracking.server import connect, find_run
 from pipeline.tracking.tracker import WEIGHTS_TAG
 

@@ -16,8 +16,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.base.errors import PipelineError
+from pipeline.base.secrets import without_secrets
 from pipeline.release.registry import CHALLENGER, CHAMPION, no_such_model, version_with_alias
-from pipeline.tracking.secrets import without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -15,7 +15,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from pipeline.base.errors import LONGEST_QUOTED, PipelineError, warn
-from pipeline.tracking.secrets import hide_secrets, without_secrets
+from pipeline.base.secrets import hide_secrets, without_secrets
 from pipeline.tracking.server import connect, tracking_uri
 from pipeline.tracking.spool import EVENTS, Spool
 from pipeline.tracking.tracker import SPOOLS, WAITING

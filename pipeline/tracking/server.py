@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pipeline.base.errors import PipelineError
+from pipeline.base.secrets import without_secrets
 from pipeline.tracking.address import unusable_server, unusable_tracking
 from pipeline.tracking.saved_views import experiment_tags
 from pipeline.tracking.schema import unusable_schema
-from pipeline.tracking.secrets import without_secrets
 from pipeline.tracking.tracker import SPOOLS, WEIGHTS_TAG
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ from PIL import Image
 
 from pipeline.base.errors import warn
 from pipeline.base.files import write_json
+from pipeline.base.secrets import cleaned, cleaned_file
 from pipeline.tracking.provenance import experiment, reproduction, source_tags
-from pipeline.tracking.secrets import cleaned, cleaned_file
 
 SPOOLS = Path(".tracking")
 DESCRIPTION_TAG = "mlflow.note.content"  # Markdown that MLflow's UI shows at the top of a run

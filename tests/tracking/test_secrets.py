@@ -9,7 +9,7 @@ import time
 import pytest
 from checkouts import REPOSITORY, environment
 
-from pipeline.tracking.secrets import _CleanStream, cleaned, cleaned_file, without_secrets
+from pipeline.base.secrets import _CleanStream, cleaned, cleaned_file, without_secrets
 from pipeline.tracking.tracker import SPOOLS, Tracker
 
 PLANTED = "pl4nted/se@cret"  # with both characters that end a password for one reader or another
@@ -90,7 +90,7 @@ def test_a_clean_stream_is_the_stream_in_all_else(capsys):
 def test_a_process_shows_no_secret_in_lines_logs_warnings_and_tracebacks(tmp_path):
     program = """
 import logging, sys, threading, warnings
-from pipeline.tracking.secrets import hide_secrets
+from pipeline.base.secrets import hide_secrets
 hide_secrets()
 logging.basicConfig(stream=open("log", "w"))
 URL = "http://ann:" + "hid/d@en@host"
@@ -141,7 +141,7 @@ def test_a_record_is_written_without_secrets(tmp_path, monkeypatch):
 
 def test_log_records_keep_what_they_said(caplog, monkeypatch):
     monkeypatch.setattr(logging, "_logRecordFactory", logging.getLogRecordFactory())
-    from pipeline.tracking.secrets import _clean_record
+    from pipeline.base.secrets import _clean_record
 
     logging.setLogRecordFactory(_clean_record)
     logging.getLogger("x").warning("%s is %d %% done", "pretrain", 50)

@@ -4,7 +4,7 @@
 record of `logging`; each program calls it before it does anything else. What goes to MLflow or Prefect in another way
 than as a line is cleaned where it is handed over.
 
-`python -m pipeline.tracking.secrets MODULE ...` runs a Python program of others, such as prefect, in the same way.
+`python -m pipeline.base.secrets MODULE ...` runs a Python program of others, such as prefect, in the same way.
 """
 
 import base64
