@@ -1,11 +1,13 @@
 """A map over several processes; when one of them is killed, the error is one line."""
 
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Any
 
 from pipeline.base.errors import PipelineError
@@ -25,7 +27,8 @@ def parallel_map(num_workers: int, *, chunksize: int = 1) -> Iterator[Any]:
     if num_workers <= 1:
         yield map
         return
-    pool = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"))  # a fork could inherit a held lock
+    context = get_context("spawn")  # a fork could inherit a held lock
+    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_end_with_parent)
     try:
         yield partial(_in_order, pool, chunksize)
     except BrokenProcessPool:
@@ -48,6 +51,18 @@ def _in_order(
     chunks = [waiting[first : first + chunksize] for first in range(0, len(waiting), chunksize)]
     for future in [pool.submit(_results, function, chunk) for chunk in chunks]:
         yield from future.result()
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone; after kill -9 nobody else does, and it would wait on."""
+    parent = parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _results(function: Callable[[Any], Any], chunk: list[Any]) -> list[Any]:
