@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.base.errors import PipelineError
+
 HEAD = 4096  # bytes of a file that tell a web page
 MARKUP = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|body|title|script|meta|!--)", re.IGNORECASE)
 XML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:\?xml|error)", re.IGNORECASE)
@@ -33,7 +35,10 @@ def content_other_than_a_file(path: Path) -> str | None:
 
     Raises:
         OSError: it cannot be read.
+        PipelineError: it is a device or a pipe, of which nobody knows when, or whether, it ends.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise PipelineError(f"{path}: a device or a pipe, not a file; name a file")
     with path.open("rb") as file:
         return other_content(file.read(HEAD))
 

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.base.files import atomic_file, atomic_folder, digest_file, read_numbers, write_csv, write_json, write_text
+from pipeline.base.files import (
+    atomic_file,
+    atomic_folder,
+    content_other_than_a_file,
+    digest_file,
+    read_numbers,
+    write_csv,
+    write_json,
+    write_text,
+)
 
 DEV_FULL = Path("/dev/full")  # every write to it fails for want of space
 needs_dev_full = pytest.mark.skipif(not DEV_FULL.exists(), reason="needs /dev/full")
@@ -14,6 +23,12 @@ needs_dev_full = pytest.mark.skipif(not DEV_FULL.exists(), reason="needs /dev/fu
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def test_pipe_or_device_in_place_of_a_file_is_refused_before_it_is_read(tmp_path, refused):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        assert refused(content_other_than_a_file, path) == f"{path}: a device or a pipe, not a file; name a file"
 
 
 def test_atomic_file_replaces_the_old_content_at_the_end(tmp_path):
