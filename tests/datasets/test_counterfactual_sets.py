@@ -133,7 +133,7 @@ def test_what_cannot_be_made_is_counted(images, cutouts, not_made):
 def test_what_cannot_be_made_is_said_in_one_line():
     plan = plan_cutouts(counts(a={1: 10}, b={2: 90}, c={2: 10}, d={2: 10}), options(), seed=0)
     assert said(plan, NAMES) == (
-        f"no mixed images of 1 objects, {NO_OTHER} (cat 1); no image of 1 objects, {NO_GROUND} (dog 1)"
+        f"no mixed images of 1 object, {NO_OTHER} (cat 1); no image of 1 object, {NO_GROUND} (dog 1)"
     )
 
 

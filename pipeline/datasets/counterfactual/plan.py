@@ -89,8 +89,9 @@ def said(plan: Plan, class_names: Sequence[str]) -> str:
     parts = []
     for reason, entries in by_reason.items():
         what = "no image" if reason in WHOLLY else "no mixed images"
+        count = sum(entry.objects for entry in entries)
         classes = first_of([f"{class_names[entry.value - 1]} {entry.objects}" for entry in entries])
-        parts.append(f"{what} of {sum(entry.objects for entry in entries)} objects, {reason} ({classes})")
+        parts.append(f"{what} of {count} {'object' if count == 1 else 'objects'}, {reason} ({classes})")
     return "; ".join(parts)
 
 
