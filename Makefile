@@ -6,7 +6,7 @@ PYTHON ?= $(shell for name in $(BIN)/python python3.11 python3.12 python3.13 pyt
 	$$name -c '$(SUPPORTED)' 2> /dev/null && echo $$name && break; done)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro study photos-study check test lint units all-tests team-test ui-test flow down doctor bench docs format ui lock clean git-repository
+.PHONY: help repro study photos-study check test lint units all-tests team-test fault-test ui-test flow down doctor bench docs format ui lock clean git-repository
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -74,6 +74,9 @@ format: $(BIN)/.installed ## format the code and fix what ruff can
 
 team-test: $(BIN)/.installed ## Prefect and MLflow on PostgreSQL, two workers, one remote (needs Debian's postgresql)
 	$(BIN)/pytest tests/team
+
+fault-test: $(BIN)/.installed ## forty random kills and full disks: byte-identical ends (half an hour; needs util-linux)
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/faults
 
 flow: $(BIN)/.installed ## the pipeline through Prefect: server, worker, deployment train/local, watched
 	$(BIN)/gain flow
