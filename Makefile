@@ -75,8 +75,8 @@ format: $(BIN)/.installed ## format the code and fix what ruff can
 team-test: $(BIN)/.installed ## Prefect and MLflow on PostgreSQL, two workers, one remote (needs Debian's postgresql)
 	$(BIN)/pytest tests/team
 
-fault-test: $(BIN)/.installed ## forty random kills and full disks: byte-identical ends (half an hour; needs util-linux)
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/faults
+fault-test: $(BIN)/.installed ## what docs/faults.md says: random kills, full disks, dead servers (an hour; needs util-linux)
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/faults tests/flows tests/training/test_ranks.py tests/tracking/test_failing_server.py
 
 flow: $(BIN)/.installed ## the pipeline through Prefect: server, worker, deployment train/local, watched
 	$(BIN)/gain flow

@@ -83,10 +83,13 @@ def undisturbed(tmp_path_factory) -> tuple[dict[str, str], dict[str, float]]:
     tracking_database(folder / "mlflow.db")
     seconds = {}
     for stage in STAGES:
-        begin = time.monotonic()
-        result = dvc(folder, "repro", "--single-item", stage)
-        assert result.returncode == 0, result.stdout + result.stderr
-        seconds[stage] = time.monotonic() - begin
+        command = [sys.executable, "-m", "dvc", "repro", "--single-item", stage]
+        with subprocess.Popen(command, cwd=folder, env=environment(folder), stdout=subprocess.DEVNULL) as started:
+            assert becomes(lambda stage=stage: at_work(folder, stage))
+            begin = time.monotonic()
+            assert becomes(lambda stage=stage: not at_work(folder, stage))
+            seconds[stage] = time.monotonic() - begin
+        assert started.returncode == 0, stage
     check_records(folder)
     return outputs_of(folder), seconds
 
