@@ -5,7 +5,6 @@ Every score comes in as a fraction in [0, 1] and is drawn in percent.
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,11 @@ from PIL import Image
 
 from pipeline.report.figures import (
     ABSENT,
-    COLOURS,
     FAINT,
     INK,
     MUTED,
     add_legend,
+    model_colours,
     name_ticks,
     new_figure,
     rendered,
@@ -75,10 +74,11 @@ def class_bars(values: Mapping[str, Mapping[str, float]], title: str, y_label: s
     classes = list(dict.fromkeys(name for of_model in values.values() for name in of_model))
     width = 0.84 / max(len(values), 1)
     numbered = len(values) * len(classes) <= MAX_NUMBERED_BARS
+    colours = model_colours(values)
     with style():
         figure = new_figure(min(len(classes), 1), 3.6, title)
         axis = figure.subplots()
-        for number, (of_model, colour) in enumerate(zip(values.values(), cycle(COLOURS))):
+        for number, (of_model, colour) in enumerate(zip(values.values(), colours.values(), strict=True)):
             heights = 100 * np.array([of_model.get(name, math.nan) for name in classes])
             places = np.arange(len(classes)) + (number - (len(values) - 1) / 2) * width
             axis.bar(places, heights, width=0.92 * width, color=colour)
@@ -92,5 +92,5 @@ def class_bars(values: Mapping[str, Mapping[str, float]], title: str, y_label: s
         axis.tick_params(axis="x", length=0)
         axis.grid(visible=False, axis="x")
         axis.set(xlim=(-0.5, len(classes) - 0.5), ylim=(0, 104), ylabel=y_label)
-        add_legend(axis, list(values), loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
+        add_legend(axis, colours, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
         return rendered(figure)

@@ -4,14 +4,24 @@ Every score comes in as a fraction in [0, 1] and is drawn in percent.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from pipeline.report.figures import COLOURS, add_legend, axes_grid, label_ends, new_figure, rendered, style, words
+from pipeline.report.figures import (
+    COLOURS,
+    add_legend,
+    axes_grid,
+    label_ends,
+    model_colours,
+    new_figure,
+    rendered,
+    style,
+    words,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,11 +78,12 @@ def compared_curves(series: Mapping[str, Sequence[Row]], keys: Sequence[str] = C
     """
     curves = {key: {name: _curve(rows, key) for name, rows in series.items()} for key in keys}
     present = [key for key, lines in curves.items() if any(lines.values())]
+    colours = model_colours(series)
     with style():
         figure, axes = axes_grid(present, 2.3)
         for key in present:
-            _draw_epochs(axes[key], curves[key], _title(key), log=key.startswith(GRADIENT_NORM))
-        add_legend(figure, list(series), loc="outside upper left")
+            _draw_epochs(axes[key], curves[key], _title(key), colours.values(), log=key.startswith(GRADIENT_NORM))
+        add_legend(figure, colours, loc="outside upper left")
         figure.supxlabel("epoch", fontsize=8)
         return rendered(figure)
 
@@ -116,10 +127,12 @@ def _curve(rows: Sequence[Row], key: str) -> Points:
     return [(epoch, value) for epoch, value in points if value > 0] if key.startswith(GRADIENT_NORM) else points
 
 
-def _draw_epochs(axis: "Axes", lines: Mapping[str, Points], title: str, *, log: bool = False) -> None:
+def _draw_epochs(
+    axis: "Axes", lines: Mapping[str, Points], title: str, colours: Iterable[str] = COLOURS, *, log: bool = False
+) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    for points, colour in zip(lines.values(), cycle(COLOURS)):
+    for points, colour in zip(lines.values(), cycle(colours)):
         marker = "o" if len(points) <= MAX_MARKED else None
         axis.plot([x for x, _ in points], [y for _, y in points], color=colour, marker=marker)
     epochs, values = zip(*(point for points in lines.values() for point in points), strict=True)

@@ -1,10 +1,7 @@
-"""What all charts share: style, colours, axes in a grid, legends and labels. No torch.
-
-A model keeps its colour from chart to chart as long as the models come in the same order.
-"""
+"""What all charts share: style, colours, axes in a grid, legends and labels. No torch."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
@@ -15,6 +12,7 @@ from PIL import Image
 
 from pipeline.base.errors import PipelineError
 from pipeline.base.files import atomic_file
+from pipeline.base.workspace import PRETRAINED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,11 +21,12 @@ if TYPE_CHECKING:
 STYLE = Path(__file__).with_name("style.mplstyle")
 DPI = 150
 WIDTH = 9.5  # inches
-# Okabe and Ito's colours, told apart by colour-blind readers; their yellow, too faint on white, is an olive here. The
-# last two are for studies of many variants.
+# Okabe and Ito's colours, told apart by colour-blind readers; their yellow, too faint on white, is an olive here, and
+# their black became the grey of the pretrained network. The last three are for studies of many variants.
 COLOURS = (
-    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d", "#8a8a00", "#7b3294", "#8c510a",
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a8a00", "#7b3294", "#8c510a", "#882255",
 )  # fmt: skip
+PRETRAINED_COLOUR = "#7a7a7a"  # in between, since pages are also dark
 INK, MUTED, FAINT = "#333333", "#777777", "#e4e4e4"
 SPELLING = {"iou": "IoU", "f1": "F1"}
 ABSENT = "\u2013"  # in place of a number
@@ -105,11 +104,18 @@ def name_ticks(axis: "Axes", names: Sequence[str]) -> None:
             label.set(ha="right", rotation_mode="anchor")
 
 
-def add_legend(owner: "Figure | Axes", names: Sequence[str], **place: object) -> None:
-    """A legend with a stroke per name, in the order of COLOURS; place goes to matplotlib's `legend`."""
+def model_colours(names: Iterable[str]) -> dict[str, str]:
+    """A colour per model, the same in every chart, view and page of a run, with or without the pretrained network."""
+    colours = cycle(COLOURS)
+    return {name: PRETRAINED_COLOUR if name == PRETRAINED else next(colours) for name in names}
+
+
+def add_legend(owner: "Figure | Axes", colours: Mapping[str, str], **place: object) -> None:
+    """A legend with a stroke per name in its colour; place goes to matplotlib's `legend`."""
     from matplotlib.lines import Line2D
 
-    lines = [Line2D([], [], color=colour, linewidth=3) for _, colour in zip(names, cycle(COLOURS))]
+    names = list(colours)
+    lines = [Line2D([], [], color=colour, linewidth=3) for colour in colours.values()]
     columns = max(1, 130 // (max(map(len, names)) + 8))  # characters of the line height that fit the width
     owner.legend(lines, names, ncols=columns, handlelength=1.2, **place)
 

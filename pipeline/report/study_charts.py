@@ -5,13 +5,12 @@ Every score comes in as a fraction in [0, 1] and is drawn in percent.
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from pipeline.report.figures import ABSENT, COLOURS, MUTED, axes_grid, label_ends, rendered, style, words
+from pipeline.report.figures import ABSENT, COLOURS, MUTED, axes_grid, label_ends, model_colours, rendered, style, words
 
 
 class Mean(NamedTuple):
@@ -48,7 +47,7 @@ def interval_chart(
         figure, axes = axes_grid(list(values), 0.6 + 0.19 * len(models), title, columns=3, sharey=True)
         for score, of_score in values.items():
             axis = axes[score]
-            for place, (name, colour) in enumerate(zip(models, cycle(COLOURS))):
+            for place, (name, colour) in enumerate(model_colours(models).items()):
                 mean, low, high = (100 * value for value in of_score.get(name, MISSING))
                 axis.hlines(place, low, high, color=colour, linewidth=1.6)
                 axis.plot(mean, place, "o", color=colour, markersize=4.5)
