@@ -14,7 +14,8 @@ from pipeline.base.files import digest_file
 from pipeline.data import voc
 from pipeline.data.images import decode_image
 from pipeline.data.manifest import ManifestRow, read_manifest
-from pipeline.report.overlays import Picture, panel
+from pipeline.report.grid import panel
+from pipeline.report.overlays import Picture
 from pipeline.report.tables import HEADLINES, results_table
 from pipeline.tracking.server import connect, find_run
 

@@ -71,7 +71,10 @@ class Record:
             )
         self._tracker.log_metrics(values, step=epoch)
         if self._samples:
-            panel = attention_panel(self._samples, history.snapshots[-1], self._run.class_names)
+            model, layer = self._run.task.name.rpartition("/")[2], self._run.task.model.attention_layer
+            panel = attention_panel(
+                self._samples, history.snapshots[-1], self._run.class_names, model=model, layer=layer
+            )
             self._tracker.log_image("attention", panel, step=epoch)
 
     def ends(self) -> None:
@@ -82,7 +85,8 @@ class Record:
         name, last = self._run.task.name, len(history.rows)
         self._tracker.log_image("loss_curves", training_curves(history.rows, name), step=last)
         if self._samples:
-            strip = evolution_panel(self._samples, torch.stack(history.snapshots), self._run.class_names)
+            layer = self._run.task.model.attention_layer
+            strip = evolution_panel(self._samples, torch.stack(history.snapshots), self._run.class_names, layer=layer)
             self._tracker.log_image("attention_evolution", strip, step=last)
         for file in ("curves.csv", "summary.json"):
             self._tracker.log_artifact(folder / file)

@@ -52,7 +52,8 @@ def _draw_evolution(comparison: Comparison, space: Workspace, name: str) -> Pict
         return {}
     snapshots = load_file(path)["attention"]
     samples = panel_samples(read_set(space, "val"), comparison.class_names, snapshots.shape[1])
-    return {"attention_evolution": evolution_panel(samples, snapshots, comparison.class_names)}
+    layer = comparison.models[name].attention_layer
+    return {"attention_evolution": evolution_panel(samples, snapshots, comparison.class_names, layer=layer)}
 
 
 def _curves(space: Workspace, name: str) -> list[dict[str, float]]:

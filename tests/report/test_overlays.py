@@ -3,9 +3,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import ImageFont
 
-from pipeline.report.overlays import LABEL_SIZE, MARGIN, attention_overlay, feature_maps, panel, segmentation_overlay
+from pipeline.report.overlays import OUTLINE, attention_overlay, feature_maps, outlined, segmentation_overlay
 
 BLACK, GREY, WHITE = (np.full((6, 9, 3), value, np.uint8) for value in (0, 120, 255))
 
@@ -14,17 +13,16 @@ def picture(colour: tuple[int, int, int]) -> np.ndarray:
     return np.tile(np.array(colour, np.uint8), (6, 9, 1))
 
 
-def test_attention_is_cold_where_low_and_warm_where_high():
+def test_attention_is_dark_where_low_and_bright_where_high():
     attention = np.zeros((6, 9), np.float32)
     attention[0, 0], attention[0, 1] = 1.0, 0.5
     overlay = attention_overlay(GREY, attention)
-    turbo = matplotlib.colormaps["turbo"]
+    inferno = matplotlib.colormaps["inferno"]
     for place, value in (((0, 0), 255), ((0, 1), 127), ((5, 8), 0)):
-        heat, opacity = 255 * np.array(turbo(value)[:3]), 0.25 + 0.5 * attention[place]
-        assert np.abs(overlay[place] - (120 * (1 - opacity) + heat * opacity)).max() <= 1
-    red, _, blue = overlay[0, 0].astype(int)
-    assert red > blue
-    assert overlay[5, 8].tolist() == overlay[3, 3].tolist() != overlay[0, 0].tolist()
+        hot, opacity = 255 * np.array(inferno(value)[:3]), 0.3 + 0.4 * attention[place]
+        assert np.abs(overlay[place] - (120 * (1 - opacity) + hot * opacity)).max() <= 1
+    brightness = overlay.astype(int).sum(axis=2)
+    assert brightness[0, 0] > brightness[0, 1] > brightness[5, 8] == brightness[3, 3]
 
 
 @given(st.floats(-2, 3, width=32))
@@ -41,7 +39,7 @@ def test_attention_overlay_does_not_wrap_around(image):
     ramp = np.linspace(0, 1, 54, dtype=np.float64).reshape(6, 9)
     difference = attention_overlay(image, ramp).astype(int) - image
     assert (difference >= 0).all() if image is BLACK else (difference <= 0).all()
-    assert np.abs(difference).max() <= 0.75 * 255 + 1
+    assert np.abs(difference).max() <= 0.7 * 255 + 1
 
 
 def test_segments_wear_the_colours_of_voc():
@@ -93,47 +91,20 @@ def test_feature_maps_of_nothing_are_black():
     assert not tiles[:3, :3].any()
 
 
-@pytest.mark.parametrize(("num_rows", "num_columns", "scale"), [(1, 1, 1), (2, 3, 1), (3, 2, 4)])
-def test_panel_size_is_pictures_margins_title_and_labels(num_rows, num_columns, scale):
-    labels = [f"image {'M' * number}" for number in range(num_rows)]
-    canvas = panel(num_rows * [num_columns * [GREY]], num_columns * ["title"], labels, scale)
-    font = ImageFont.load_default(LABEL_SIZE)
-    left = max(int(font.getlength(word)) for label in labels for word in label.split()) + 2 * MARGIN
-    top = LABEL_SIZE + 2 * MARGIN
-    assert canvas.size == (left + num_columns * (9 * scale + MARGIN), top + num_rows * (6 * scale + MARGIN))
-    assert canvas.mode == "RGB"
+def test_mask_is_outlined_from_within():
+    mask = np.zeros((6, 9), bool)
+    mask[1:5, 2:8] = True
+    drawn = outlined(GREY, mask)
+    coloured = (drawn == OUTLINE).all(axis=2)
+    expected = mask.copy()
+    expected[2:4, 3:7] = False
+    assert np.array_equal(coloured, expected)
+    assert np.array_equal(drawn[~coloured], GREY[~coloured])
+    assert np.array_equal((outlined(GREY, mask, width=2) == OUTLINE).all(axis=2), mask)
 
 
-def test_panel_puts_every_picture_into_its_cell():
-    colours = [[(255, 0, 0), (0, 255, 0), (0, 0, 255)], [(9, 9, 9), (99, 99, 99), (199, 199, 199)]]
-    canvas = np.asarray(panel([[picture(c) for c in row] for row in colours], ["a", "b", "c"], ["", ""], scale=2))
-    left, top = 2 * MARGIN, LABEL_SIZE + 2 * MARGIN
-    for row, row_colours in enumerate(colours):
-        for column, colour in enumerate(row_colours):
-            y, x = top + row * (12 + MARGIN), left + column * (18 + MARGIN)
-            assert (canvas[y : y + 12, x : x + 18] == colour).all()
-            assert (canvas[y + 12 : y + 12 + MARGIN, x : x + 18] == 255).all()
-
-
-def test_panel_has_room_for_the_largest_picture_and_distorts_none():
-    small, large = np.full((6, 10, 3), 50, np.uint8), np.full((20, 15, 3), 90, np.uint8)
-    drawn = np.asarray(panel([[small], [large]], [""], ["", ""]))
-    assert (drawn == 50).all(axis=2).sum() == 60
-    assert (drawn == 90).all(axis=2).sum() == 300
-
-
-def test_panel_writes_titles_and_labels_and_enlarges_without_blur():
-    ramp = np.arange(6 * 9, dtype=np.uint8).reshape(6, 9, 1).repeat(3, axis=2)
-    canvas = np.asarray(panel([[ramp]], ["title"], ["label"], scale=3))
-    font = ImageFont.load_default(LABEL_SIZE)
-    left, top = int(font.getlength("label")) + 2 * MARGIN, LABEL_SIZE + 2 * MARGIN
-    assert np.array_equal(canvas[top : top + 18, left : left + 27], ramp.repeat(3, axis=0).repeat(3, axis=1))
-    assert (canvas[:top, left:] < 255).any()
-    assert (canvas[top:, :left] < 255).any()
-    without = np.asarray(panel([[ramp]], [""], [""], scale=3))
-    assert (without[: LABEL_SIZE + 2 * MARGIN] == 255).all()
-
-
-def test_panel_needs_a_label_for_each_row():
-    with pytest.raises(ValueError, match="zip"):
-        panel([[GREY], [GREY]], ["title"], ["label"])
+def test_outline_runs_along_the_border_of_the_picture_too_and_none_is_drawn_without_a_mask():
+    everything = outlined(GREY, np.ones((6, 9), bool))
+    assert (everything[0] == OUTLINE).all()
+    assert (everything[1:-1, 1:-1] == GREY[1:-1, 1:-1]).all()
+    assert np.array_equal(outlined(GREY, np.zeros((6, 9), bool)), GREY)

@@ -9,7 +9,7 @@ import torch
 import pipeline.report.panels
 from pipeline.evaluation.snapshots import attention_maps, panel_samples
 from pipeline.gain.attention import attention_to_image, class_attention, normalise_attention
-from pipeline.report.overlays import attention_overlay
+from pipeline.report.overlays import attention_overlay, outlined
 from pipeline.report.panels import EVOLUTION_COLUMNS, attention_panel, comparison_panel, evolution_panel, picture
 
 CLASS_NAMES = ("cat", "dog", "fox")
@@ -23,15 +23,27 @@ def samples(batch):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """What the panel is drawn from: rows of pictures, titles and labels of each call; the drawing itself goes on."""
-    calls, draw = [], pipeline.report.panels.panel
+    """What a panel is drawn from: rows of pictures, titles and labels of each call; the drawing itself goes on."""
+    calls, panel, tiles = [], pipeline.report.panels.panel, pipeline.report.panels.tiles
 
-    def panel(rows, titles, labels, *scale):
+    def recorded_panel(rows, titles, labels, *others, **key):
         calls.append(SimpleNamespace(rows=rows, titles=titles, labels=labels))
-        return draw(rows, titles, labels, *scale)
+        return panel(rows, titles, labels, *others, **key)
 
-    monkeypatch.setattr(pipeline.report.panels, "panel", panel)
+    def recorded_tiles(pictures, captions, *others):
+        calls.append(SimpleNamespace(rows=[pictures], titles=captions, labels=[""]))
+        return tiles(pictures, captions, *others)
+
+    monkeypatch.setattr(pipeline.report.panels, "panel", recorded_panel)
+    monkeypatch.setattr(pipeline.report.panels, "tiles", recorded_tiles)
     return calls
+
+
+def overlay(sample, value: float) -> np.ndarray:
+    """Even attention over a sample, its first class outlined."""
+    size = sample.target.shape
+    mask = sample.target.numpy() == int(sample.image_labels.nonzero()[0]) + 1
+    return outlined(attention_overlay(picture(sample), np.full(size, value)), mask)
 
 
 class Split:
@@ -78,21 +90,22 @@ def test_samples_of_two_sizes_keep_theirs(tiny_model, samples, drawn):
     assert torch.equal(maps[1, :32, :24], attention_maps(model, [second])[0])
     assert not maps[1, 32:].any()
     assert not maps[1, :, 24:].any()
-    attention_panel([first, second], maps, CLASS_NAMES)
+    attention_panel([first, second], maps, CLASS_NAMES, model="gain", layer="conv5_3")
     (row,) = drawn[0].rows
-    assert [overlay.shape for overlay in row] == [(48, 40, 3), (32, 24, 3)]
+    assert [shown.shape for shown in row] == [(48, 40, 3), (32, 24, 3)]
 
 
 def test_no_samples_have_no_maps(tiny_model):
     assert attention_maps(tiny_model(), []).shape[0] == 0
 
 
-def test_attention_panel_is_one_row_of_overlays(samples, drawn):
+def test_attention_panel_names_model_and_class_and_is_readable(samples, drawn):
     maps = torch.stack([torch.full((48, 40), value, dtype=torch.uint8) for value in (51, 204)])
-    attention_panel(samples, maps, CLASS_NAMES)
-    assert (drawn[0].titles, len(drawn[0].rows)) == (["cat", "dog"], 1)
+    image = attention_panel(samples, maps, CLASS_NAMES, model="gain", layer="conv5_3")
+    assert drawn[0].titles == ["gain: cat", "gain: dog"]
     for sample, value, shown in zip(samples, (51, 204), drawn[0].rows[0], strict=True):
-        assert np.array_equal(shown, attention_overlay(picture(sample), np.full((48, 40), value) / 255))
+        assert np.array_equal(shown, overlay(sample, value / 255))
+    assert image.height > 200
 
 
 @pytest.mark.parametrize(
@@ -108,20 +121,27 @@ def test_attention_panel_is_one_row_of_overlays(samples, drawn):
 )
 def test_evolution_shows_image_before_and_epochs_up_to_the_last(samples, drawn, num_epochs, shown):
     snapshots = torch.arange(num_epochs + 1, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 2, 48, 40) * 7
-    image = evolution_panel(samples, snapshots, CLASS_NAMES)
+    image = evolution_panel(samples, snapshots, CLASS_NAMES, layer="conv5_3")
     assert len(shown) <= EVOLUTION_COLUMNS
     assert drawn[0].titles == ["image", "before", *(f"epoch {epoch}" for epoch in shown[1:])]
     assert drawn[0].labels == ["cat", "dog"]
     for sample, row in zip(samples, drawn[0].rows, strict=True):
         assert np.array_equal(row[0], picture(sample))
         assert len(row) == 1 + len(shown)
-        for epoch, overlay in zip(shown, row[1:], strict=True):
-            assert np.array_equal(overlay, attention_overlay(picture(sample), np.full((48, 40), 7 * epoch) / 255))
+        for epoch, found in zip(shown, row[1:], strict=True):
+            assert np.array_equal(found, overlay(sample, 7 * epoch / 255))
     assert image.width > 40 * (1 + len(shown))
 
 
 def test_comparison_shows_the_attention_of_every_model(tiny_model, samples, drawn):
     comparison_panel({"control": tiny_model(), "gain": tiny_model()}, samples, CLASS_NAMES, 1)
-    assert drawn[0].titles == ["image", "truth", "prediction", "CAM control", "CAM gain", "features"]
+    assert drawn[0].titles == [
+        "image",
+        "truth",
+        "prediction of gain",
+        "attention of control",
+        "attention of gain",
+        "strongest maps of gain at conv5_3",
+    ]
     assert drawn[0].labels == ["cat", "dog"]
     assert all(len(row) == 6 for row in drawn[0].rows)
