@@ -184,18 +184,24 @@ def attention_metrics(scores: dict[str, Tensor], weights: Tensor) -> dict[str, T
 def attention_metrics_by_size(scores: dict[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
     """SIZE_SCORES over the small, medium and large third of the objects, as `attention_iou_small` and so on.
 
-    The thirds end at the 1/3 and 2/3 quantiles of `area` over all pairs, so they depend on the data alone. Arguments
-    as in `attention_metrics`. A third without a pair, as when all areas are equal, is left out.
+    Arguments as in `attention_metrics`. A third without a pair, as when all areas are equal, is left out.
     """
-    if scores["area"].numel() == 0:
-        return {}
-    area = scores["area"].double()
-    thirds = torch.bucketize(area, area.quantile(torch.tensor([1 / 3, 2 / 3], dtype=torch.float64)))
+    thirds = area_thirds(scores["area"])
     metrics: dict[str, Tensor] = {}
     for third, size in enumerate(SIZES):
         means = class_macro_means({n: v[thirds == third] for n, v in scores.items()}, SIZE_SCORES, weights)
         metrics |= {f"{name}_{size}": values for name, values in means.items()}
     return metrics
+
+
+def area_thirds(area: Tensor) -> Tensor:
+    """Which of SIZES each pair's object has, (N,) int64 from (N,) areas.
+
+    The thirds end at the 1/3 and 2/3 quantiles over all pairs, so they depend on the data alone.
+    """
+    if not area.numel():
+        return torch.zeros(0, dtype=torch.int64)
+    return torch.bucketize(area.double(), area.double().quantile(torch.tensor([1 / 3, 2 / 3], dtype=torch.float64)))
 
 
 def class_macro_means(scores: dict[str, Tensor], names: Sequence[str], weights: Tensor) -> dict[str, Tensor]:

@@ -69,6 +69,7 @@ class ModelScores:
     replicates: Replicates
     class_rows: list[dict[str, object]]  # one per class, estimates
     confusion: Tensor  # (C + 1, C + 1) int64 over the test split, rows = truth
+    test: Evaluation  # image by image
 
     @property
     def estimates(self) -> Scores:
@@ -103,7 +104,9 @@ def score_model(model: FCN8s, data: HeldOutData, options: ScoreOptions, device: 
         groups |= separated
     replicates["attention"] |= _score_faithfulness(model, data, options, device)
     confusion = result.confusions.sum(dim=0)
-    return ModelScores(validation, replicates, _class_rows(data.class_names, confusion, result, groups), confusion)
+    return ModelScores(
+        validation, replicates, _class_rows(data.class_names, confusion, result, groups), confusion, result
+    )
 
 
 def _score_context_bias(
