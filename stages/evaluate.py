@@ -1,6 +1,6 @@
 """Score every model on the same images."""
 
-from pipeline.base.files import digest_file
+from pipeline.base.files import digest_file, write_text
 from pipeline.base.finished import remove_committed
 from pipeline.base.profile import Params
 from pipeline.base.workspace import PRETRAINED, Workspace
@@ -16,6 +16,7 @@ def evaluate(params: Params, space: Workspace) -> None:
     remove_committed(space)
     with Tracking() as tracking:
         from pipeline.report.comparison import compare  # torch: seconds, in which the sender gets ready
+        from pipeline.report.page.evaluation import evaluation_page
         from pipeline.report.pictures import draw_comparison, draw_model
         from pipeline.report.score_files import write_scores
 
@@ -23,6 +24,8 @@ def evaluate(params: Params, space: Workspace) -> None:
         comparison = compare(params, space, progress_bar)
         metrics = {name: scores.estimates for name, scores in comparison.scores.items()}
         write_scores(folder, comparison.scores, params.doubts)
+        page = folder / "index.html"
+        write_text(page, evaluation_page(comparison, params))
         of_all = draw_comparison(comparison, space, scale)
         write_pictures(folder / "pictures", of_all)
         for name, groups in metrics.items():
@@ -35,6 +38,7 @@ def evaluate(params: Params, space: Workspace) -> None:
                     tracker.log_image(key, picture, step=0)
                 for table in ("per_class.csv", "intervals.csv"):
                     tracker.log_artifact(folder / "tables" / table, "evaluate")
+                tracker.log_artifact(page, "evaluate")
                 tracker.set_tags({"test_data_digest": comparison.data_digest})
                 compared = {key: metrics[key] for key in metrics if key in (PRETRAINED, CONTROL, name)}
                 tracker.describe(results_table(compared))

@@ -46,6 +46,7 @@ SMALL = {
     ".attention.pixel_labels": {"count": 8},
     ".evaluate.num_replicates": 100,
     ".evaluate.num_panels": 2,
+    ".evaluate.num_page_images": 4,
     ".evaluate.num_deletion_images": 2,
     ".evaluate.deletion_steps": 2,
 }

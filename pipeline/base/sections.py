@@ -242,6 +242,7 @@ class Evaluate(Section):
     attention_threshold: Fraction
     num_panels: Annotated[int, Field(ge=1, le=1000)]
     panel_scale: Annotated[int, Field(ge=1, le=8)]
+    num_page_images: Annotated[int, Field(ge=0, le=1000)]
     num_replicates: Annotated[int, Field(ge=100, le=1_000_000)]
     num_deletion_images: Count
     deletion_steps: Annotated[int, Field(ge=2, le=1000)]

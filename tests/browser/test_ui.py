@@ -1,21 +1,16 @@
-"""The comparison as a person sees it: the runs of `dvc repro` and one `dvc exp run` in MLflow's UI, in a browser.
+"""The comparison as a person sees it: the runs of `dvc repro` and one `dvc exp run` in MLflow's UI, in a browser."""
 
-`make ui-test` runs this; the default tests do not, since it needs Chromium (Debian's package).
-"""
-
-import shutil
 import sys
 from collections.abc import Iterator
 
 import pytest
 from checkouts import becomes, dvc, environment, git_checkout
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from servers import free_port, running
 
 pytestmark = pytest.mark.system
 
 CHANGE = "profiles.smoke.variants.gain_ext.loss_weights.external_supervision=5.0"
-SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 expect.set_options(timeout=60_000)
 
 
@@ -35,17 +30,12 @@ def views(tmp_path_factory) -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.fail("make ui-test needs Chromium: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=SWITCHES)
-        page = browser.new_page(viewport={"width": 1600, "height": 1300})
-        # Else an assistant opens over the page on the first visit.
-        page.add_init_script("localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')")
-        yield page
-        browser.close()
+def page(browser: Browser) -> Iterator[Page]:
+    page = browser.new_page(viewport={"width": 1600, "height": 1300})
+    # Else an assistant opens over the page on the first visit.
+    page.add_init_script("localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')")
+    yield page
+    page.close()
 
 
 def show(page: Page, address: str) -> None:
