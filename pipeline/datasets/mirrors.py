@@ -53,7 +53,7 @@ def download(url: str, places: Mapping[str, Path], max_bytes: int) -> tuple[str 
         try:
             return _received(url, places, max_bytes), ""
         except _MirrorError as error:
-            reason = without_secrets(f"{url}: {printable(str(error))}")
+            reason = f"{without_secrets(url)}: {_said(error)}"
             if error.final or not tries_left:
                 break
             warn(f"{reason}; trying again")
@@ -68,8 +68,12 @@ def problem_at_mirror(url: str, max_bytes: int) -> str | None:
             _check_answer(answer, max_bytes)
             _check_content(next(answer.iter_content(HEAD), b""))
     except _MirrorError as error:
-        return printable(str(error))
+        return _said(error)
     return None
+
+
+def _said(error: Exception) -> str:
+    return printable(without_secrets(str(error)))  # cut last: half an address is not known as one
 
 
 def _received(url: str, places: Mapping[str, Path], max_bytes: int) -> str:
