@@ -17,7 +17,7 @@ NUM_WORKERS = min(os.cpu_count() or 1, 16)  # a container may own fewer cores th
 
 
 def download(params: Params, space: Workspace) -> None:
-    """params.yaml to data/voc, and to data/weights, which is empty where nothing is imported."""
+    """params.yaml to data/voc and data/weights."""
     options = params.download
     if isinstance(options, EmbeddedData):
         total = sum(split_sizes(options).values())
@@ -34,6 +34,8 @@ def download(params: Params, space: Workspace) -> None:
     with atomic_folder(space.initial_weights) as folder:
         if weights.file is not None:
             copy_into(folder, obtain(weights.file, weights.file_name))
+        else:  # DVC warns of an empty folder again and again
+            (folder / "none.txt").write_text("pretrain.weights.source is random: nothing is imported\n")
 
 
 if __name__ == "__main__":
