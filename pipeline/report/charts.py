@@ -92,5 +92,7 @@ def class_bars(values: Mapping[str, Mapping[str, float]], title: str, y_label: s
         axis.tick_params(axis="x", length=0)
         axis.grid(visible=False, axis="x")
         axis.set(xlim=(-0.5, len(classes) - 0.5), ylim=(0, 104), ylabel=y_label)
+        if any(math.isnan(of_model.get(name, math.nan)) for of_model in values.values() for name in classes):
+            axis.set_xlabel(f"{ABSENT} nothing to score")
         add_legend(axis, colours, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
         return rendered(figure)

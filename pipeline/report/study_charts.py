@@ -63,6 +63,8 @@ def interval_chart(
             axis.locator_params(axis="x", nbins=5)
             axis.tick_params(axis="y", length=0)
             axis.set_title(words(score) + ", %")
+        dashes = f"; dashes: {reference}" if reference in models else ""
+        figure.supxlabel(f"dot and number: mean over seeds; line: 95 % interval over images{dashes}", fontsize=8)
         return rendered(figure)
 
 
@@ -88,5 +90,8 @@ def label_count_curve(points: Mapping[str, Sequence[ShareMean]], baselines: Mapp
             if math.isfinite(control):
                 axis.axhline(control, color=MUTED, linestyle="--", linewidth=1)
                 label_ends(axis, {"control": (control, MUTED)})
-        figure.supxlabel("training images with masks, %", fontsize=8)
+        figure.supxlabel(
+            "training images with masks, % (dot: mean over seeds; bar: lowest and highest seed; dashes: control)",
+            fontsize=8,
+        )
         return rendered(figure)
