@@ -205,6 +205,20 @@ def predict(
         predict_images(images, out, path)
 
 
+@command("demo")
+def demo(
+    weights: Annotated[
+        list[Path] | None, typer.Option(help="safetensors files to compare, instead of the registry's")
+    ] = None,
+    profile: Profile = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="of the page on 127.0.0.1")] = 5002,
+) -> None:
+    """Open a page on which champion and challenger, or control, answer a picture of yours side by side."""
+    from pipeline.cli.demo import show_demo
+
+    show_demo(weights or [], profile, port)
+
+
 @command("serve")
 def serve(
     alias: Alias = "champion",

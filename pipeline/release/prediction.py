@@ -52,23 +52,34 @@ class Prediction:
 
     class_probs: dict[str, float]  # of every class, in [0, 1]
     segmentation: NDArray[np.uint8]  # (H, W) class values, 0 background
-    attention: dict[str, NDArray[np.float32]]  # of each predicted class, (H, W) in [0, 1]
+    attention: dict[str, NDArray[np.float32]]  # of each class asked for, (H, W) in [0, 1]
 
 
-def predict(outputs: Outputs, class_names: Sequence[str], image: NDArray[np.uint8], device: torch.device) -> Prediction:
+def predict(
+    outputs: Outputs,
+    class_names: Sequence[str],
+    image: NDArray[np.uint8],
+    device: torch.device,
+    num_attended: int | None = None,
+) -> Prediction:
     """Class probabilities, segmentation and attention of an image, which the network sees resized by its scale.
 
     Args:
         outputs: on `device`.
         class_names: of the C foreground classes, in the order of the network's outputs.
         image: (H, W, 3) RGB of 0 to 255, of any size.
+        num_attended: attention of so many of the most probable classes, instead of the predicted ones.
     """
-    return predict_batch(outputs, class_names, [image], device)[0]
+    return predict_batch(outputs, class_names, [image], device, num_attended)[0]
 
 
 @torch.inference_mode()
 def predict_batch(
-    outputs: Outputs, class_names: Sequence[str], images: Sequence[NDArray[np.uint8]], device: torch.device
+    outputs: Outputs,
+    class_names: Sequence[str],
+    images: Sequence[NDArray[np.uint8]],
+    device: torch.device,
+    num_attended: int | None = None,
 ) -> list[Prediction]:
     """`predict` of several images of one size in a single forward pass."""
     pixels = torch.stack([normalise(torch.from_numpy(image.copy()).permute(2, 0, 1)) for image in images]).to(device)
@@ -80,10 +91,16 @@ def predict_batch(
         Prediction(
             dict(zip(class_names, probs, strict=True)),
             values[row],
-            {name: attention[row, i].cpu().numpy() for i, name in enumerate(class_names) if probs[i] >= PREDICTED},
+            {class_names[i]: attention[row, i].cpu().numpy() for i in _attended(probs, num_attended)},
         )
         for row, probs in enumerate(class_probs.tolist())
     ]
+
+
+def _attended(probs: Sequence[float], count: int | None) -> list[int]:
+    if count is None:
+        return [index for index, probability in enumerate(probs) if probability >= PREDICTED]
+    return sorted(range(len(probs)), key=lambda index: -probs[index])[:count]
 
 
 def batches(images: Sequence[NDArray[np.uint8]], most_pixels: int) -> list[list[int]]:

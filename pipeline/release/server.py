@@ -21,23 +21,27 @@ BODY_SECONDS = 30.0  # within which a request must have arrived
 
 
 class Limits:
-    """ASGI middleware for POST /invocations; all other paths pass.
+    """ASGI middleware for one path; all others pass.
 
     Args:
         application: answers a request.
         most_waiting: requests that may wait beside the one that is answered; more get 503 and Retry-After.
         retry_seconds: what Retry-After says.
+        path: that is limited.
     """
 
-    def __init__(self, application: Application, *, most_waiting: int, retry_seconds: int = 5) -> None:
+    def __init__(
+        self, application: Application, *, most_waiting: int, retry_seconds: int = 5, path: str = "/invocations"
+    ) -> None:
         self._application = application
+        self._path = path
         self._most_waiting, self._retry = most_waiting, retry_seconds
         self._inside = 0
         self._turn = asyncio.Semaphore(1)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        if scope["type"] != "http" or scope["path"] != "/invocations":
+        if scope["type"] != "http" or scope["path"] != self._path:
             await self._application(scope, receive, send)
         elif self._inside > self._most_waiting:
             text = f"{self._inside} requests are under way, and no more may wait; try again later"
