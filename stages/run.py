@@ -5,6 +5,7 @@ import errno
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -17,6 +18,7 @@ from pipeline.base.profile import Params
 from pipeline.base.secrets import hide_secrets
 from pipeline.base.workspace import Workspace
 from pipeline.tracking.tracker import Tracking
+from stages.ending import last_line
 from stages.launch import (
     LOST_A_RANK,
     end_with_dvc,
@@ -61,7 +63,11 @@ def run_stage(
         if on_ranks and _is_for_ranks(params):
             command = [sys.executable, "-m", f"stages.{name}", *sys.argv[1:]]
             sys.exit(run_on_ranks(name, command, params.runtime.devices))
+        began = time.monotonic()
         stage(params, space, *([options[argument]] if argument else []))
+        if is_first_rank():
+            variant = options[argument] if argument else ""
+            print(last_line(name, params, space, variant, time.monotonic() - began), flush=True)
 
 
 def run_training(params: Params, space: Workspace, stage: str, variant: str = "") -> None:

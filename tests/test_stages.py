@@ -1,6 +1,7 @@
 """How a stage fails, in one line with exit code 1 whatever a user can act on; what it imports before it begins."""
 
 import errno
+import json
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,9 @@ from checkouts import REPOSITORY
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.base.errors import PipelineError
+from pipeline.base.params import load_params
+from pipeline.base.workspace import Workspace
+from stages.ending import last_line
 from stages.run import run_stage
 
 
@@ -112,3 +116,49 @@ def test_python_without_the_packages_is_told_to_activate_the_environment(name):
     assert found.returncode == 1
     assert line.startswith(f"error: {sys.executable} has no torch, mlflow, ")
     assert "type: . .venv/bin/activate" in line
+
+
+def files(folder, **contents):
+    for name, content in contents.items():
+        path = folder / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".json").write_text(json.dumps(content))
+
+
+def test_stage_ends_with_what_it_wrote_its_score_its_time_and_where_to_look(tmp_path):
+    params, space = load_params(profile="smoke"), Workspace(tmp_path)
+    files(
+        tmp_path,
+        reports__finetune__gain__summary={"val/mean_iou": 0.5, "val/attention_iou": 0.123},
+        reports__pretrain__summary={"val/mean_iou": 0.25},
+        reports__evaluate__metrics={
+            name: {"attention": {"attention_iou": value}}
+            for name, value in {"pretrained": 0.9, "control": 0.1, "gain": 0.2, "gain_ext": 0.4}.items()
+        },
+        reports__evaluate__validation={
+            name: {"attention_iou": value}
+            for name, value in {"pretrained": 0.9, "control": 0.8, "gain": 0.3, "gain_ext": 0.2}.items()
+        },
+    )
+    space.manifest.parent.mkdir(parents=True)
+    space.manifest.write_text("image_id,split\na,train\nb,train\nc,test\n")
+    lines = {
+        (
+            "finetune",
+            "gain",
+        ): f"finetune/gain: done in 12 s: {tmp_path}/models/finetune/gain.safetensors, mean IoU 50.0 %, "
+        f"attention IoU 12.3 % on validation images; curves: {tmp_path}/reports/finetune/gain/curves.csv",
+        (
+            "pretrain",
+            "",
+        ): f"pretrain: done in 12 s: {tmp_path}/models/pretrain.safetensors, mean IoU 25.0 % on validation "
+        f"images; curves: {tmp_path}/reports/pretrain/curves.csv",
+        ("evaluate", ""): "evaluate: done in 12 s: attention IoU gain 20.0 %, control 10.0 %; open "
+        f"{tmp_path}/reports/evaluate/index.html",
+        ("prepare", ""): f"prepare: done in 12 s: {tmp_path}/data/manifest.csv, 2 train, 1 test; images by class: "
+        f"{tmp_path}/reports/prepare/classes.csv",
+    }
+    for (name, variant), line in lines.items():
+        assert last_line(name, params, space, variant, 12.3) == line
+    for name in ("configure", "download", "counterfactual", "register", "summarise"):
+        assert last_line(name, params, space, "", 0.4).startswith(f"{name}: done in 0 s: ")
