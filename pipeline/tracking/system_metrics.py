@@ -7,11 +7,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-SAMPLE_SECONDS = 10.0  # between two samples
+FIRST_SECONDS = 0.5  # before the first sample
+SAMPLE_SECONDS = 5.0  # between two samples
 
 
 class SystemMetrics:
-    """Thread that appends a sample to a file of events every `SAMPLE_SECONDS`, until it is stopped.
+    """Thread that appends a sample to a file of events every `SAMPLE_SECONDS`, and a last one when it is stopped.
 
     MLflow's monitors measure. MLflow's thread around them is not used: it ends when one request to the server fails.
 
@@ -37,7 +38,9 @@ class SystemMetrics:
 
         monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor(), *_gpu_monitors()]
         step = len(self._path.read_text(encoding="utf-8").splitlines()) if self._path.exists() else 0
-        while not self._stopped.wait(SAMPLE_SECONDS):
+        stopped, pause = False, FIRST_SECONDS
+        while not stopped:
+            stopped, pause = self._stopped.wait(pause), SAMPLE_SECONDS
             values: dict[str, float] = {}
             for monitor in monitors:
                 monitor.collect_metrics()
