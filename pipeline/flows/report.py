@@ -28,6 +28,7 @@ from pipeline.report.tables import Scores, results_table
 from pipeline.tracking.server import tracking_uri
 
 LOCAL_UI = "http://127.0.0.1:5000"  # where a bare `mlflow ui` shows a local database
+PAGE = "evaluate/index.html"  # artifact of every run that was evaluated
 UPDATE_SECONDS = 1.0  # between two updates of the progress artifact
 
 
@@ -155,4 +156,5 @@ class Report:
         uri = tracking_uri()
         base = without_secrets(uri.rstrip("/")) if uri.startswith("http") else LOCAL_UI
         experiment_id, runs = find_runs({name: self._space.weights(name) for name in models})
-        return [f"- [{name}]({base}/#/experiments/{experiment_id}/runs/{run_id})" for name, run_id in runs.items()]
+        pages = {name: f"{base}/#/experiments/{experiment_id}/runs/{run_id}" for name, run_id in runs.items()}
+        return [f"- [{name}]({page}), [what it attends to]({page}/artifacts/{PAGE})" for name, page in pages.items()]

@@ -106,5 +106,6 @@ def test_scores_are_a_table_with_the_best_candidate_and_links_to_the_runs(tmp_pa
     summary = artifacts["summary"]
     assert "\n| model | mean IoU | class acc. |\n" in summary
     assert "\n| gain | 40.0 | 50.0 |\n" in summary
-    assert "- [gain](http://mlflow.example.org/#/experiments/1/runs/run-of-gain)" in summary
+    run = "http://mlflow.example.org/#/experiments/1/runs/run-of-gain"
+    assert f"- [gain]({run}), [what it attends to]({run}/artifacts/evaluate/index.html)" in summary
     assert "hidden" not in summary
