@@ -29,7 +29,8 @@ def register(params: Params, space: Workspace) -> None:
     num_images = Counter(row.split for row in rows)
     intervals = read_intervals(evaluated / "tables" / "intervals.csv", variant)
     card = model_card(params, variant, read_class_names(space.data), num_images, intervals, choice)
-    facts = VersionFacts(f"{variant}-seed{params.seed}", tags, flat_scores(scores[variant]), card)
+    run_name, page = f"{variant}-seed{params.seed}", evaluated / "index.html"
+    facts = VersionFacts(run_name, tags, flat_scores(scores[variant]), card, page if page.exists() else None)
     for training in mend_runs(params, space):
         print(f"register: MLflow had no run of {training}; it has one again, from models/ and reports/", flush=True)
     version = register_model(weights, name, facts)

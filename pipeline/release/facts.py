@@ -25,6 +25,7 @@ class VersionFacts:
     tags: Mapping[str, str]  # of `version_tags`
     scores: Mapping[str, float]  # fractions
     description: str  # Markdown
+    page: Path | None = None  # of its evaluation
 
 
 def version_tags(params: Params, variant: str, weights: Path, rows: "Sequence[ManifestRow]") -> dict[str, str]:

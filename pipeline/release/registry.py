@@ -93,7 +93,7 @@ def register_model(weights: Path, registered_model_name: str, facts: VersionFact
         if version is None:
             run_id = find_run(client, experiment_id, digest)
             run_id = run_id or client.create_run(experiment_id, run_name=facts.run_name).info.run_id
-            version = _log_version(run_id, weights, registered_model_name)
+            version = _log_version(run_id, weights, registered_model_name, facts.page)
         client.update_model_version(registered_model_name, version, without_secrets(facts.description))
         for name, value in cleaned({**source_tags(), **facts.tags}).items():
             client.set_model_version_tag(registered_model_name, version, name, value)
@@ -225,7 +225,7 @@ def _log_scores(client: "MlflowClient", version: Any, scores: Mapping[str, float
     client.log_batch(version.run_id, metrics=entries)
 
 
-def _log_version(run_id: str, weights: Path, registered_model_name: str) -> str:
+def _log_version(run_id: str, weights: Path, registered_model_name: str, page: Path | None) -> str:
     import mlflow
     from mlflow.environment_variables import MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING
     from mlflow.models import ModelSignature
@@ -240,11 +240,12 @@ def _log_version(run_id: str, weights: Path, registered_model_name: str) -> str:
     MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING.set(False)
     with TemporaryDirectory() as folder, mlflow.start_run(run_id=run_id):
         # MLflow follows a link, such as one into DVC's cache, and then refuses what lies outside its folder.
-        copy = Path(shutil.copyfile(weights, Path(folder) / weights.name))
+        files = {"weights": weights, **({"page": page} if page is not None else {})}
+        copies = {name: str(shutil.copyfile(path, Path(folder) / path.name)) for name, path in files.items()}
         info: Any = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(package / "release" / "served_model.py"),
-            artifacts={"weights": str(copy)},
+            artifacts=copies,
             code_paths=[str(package)],
             signature=ModelSignature(Schema([ColSpec(AnyType(), "image")]), outputs, params),
             input_example=_input_example(),
