@@ -87,7 +87,7 @@ down: $(BIN)/.installed ## stop the server and the workers that `make flow` star
 ui: $(BIN)/.installed ## the runs in MLflow's UI on http://127.0.0.1:5000
 	$(BIN)/gain ui
 
-ui-test: $(BIN)/.installed ## the runs in MLflow's UI, looked at with a browser (needs Debian's chromium)
+ui-test: $(BIN)/.installed ## MLflow's views, the page of an evaluation and gain demo in a browser (needs Debian's chromium)
 	$(BIN)/pytest tests/browser
 
 lock: $(BIN)/.installed ## resolve requirements.lock again, for Python 3.11 to 3.13 (needs uv)
