@@ -1,5 +1,7 @@
 """`gain lr-find`: the learning-rate range test of a stage, as a plot, a table and a run in MLflow."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -7,6 +9,7 @@ from pipeline.base.errors import PipelineError
 from pipeline.base.files import atomic_file, write_csv
 from pipeline.base.profile import Params
 from pipeline.base.workspace import Workspace
+from pipeline.tracking.progress import progress_bar
 from pipeline.tracking.tracker import Tracker, Tracking
 
 if TYPE_CHECKING:
@@ -15,12 +18,32 @@ if TYPE_CHECKING:
     from pipeline.training.range_test import RangeTest
 
 
+TIMED_STEPS = 3  # after the first, from which the time of all is estimated
+
+
 class Rates(NamedTuple):
     """The learning rates to test, from the lowest to the highest in equal factors."""
 
     lowest: float
     highest: float
     num_steps: int
+
+
+class _Pace:
+    """Says after the first steps how long all will take; called after each step."""
+
+    def __init__(self, num_steps: int, advance: Callable[[], None]) -> None:
+        self._num_steps, self._advance, self._done = num_steps, advance, 0
+        self._began = 0.0
+
+    def __call__(self) -> None:
+        self._done += 1
+        self._advance()
+        if self._done == 1:  # the first step is slower than all others
+            self._began = time.monotonic()
+        elif self._done == TIMED_STEPS + 1:
+            seconds = (time.monotonic() - self._began) / TIMED_STEPS * (self._num_steps - self._done)
+            print(f"lr-find: about {seconds:.0f} s for {self._num_steps} steps, less if the loss diverges", flush=True)
 
 
 def find_learning_rate(params: Params, folder: Path, stage: str, variant: str, rates: Rates) -> str:
@@ -40,7 +63,11 @@ def find_learning_rate(params: Params, folder: Path, stage: str, variant: str, r
 
         run = assemble(params.on_one_device(), Workspace(folder), stage, variant)
         name = run.task.name
-        result = range_test(run.task, lowest=rates.lowest, highest=rates.highest, num_steps=rates.num_steps)
+        with progress_bar(f"lr-find: steps of {name}", rates.num_steps) as advance:
+            pace = _Pace(rates.num_steps, advance)
+            result = range_test(
+                run.task, lowest=rates.lowest, highest=rates.highest, num_steps=rates.num_steps, on_step=pace
+            )
         plot = learning_rate_chart(
             result.rates, result.losses, result.smoothed, result.suggestion, f"{name}: learning-rate range test"
         )

@@ -1,7 +1,7 @@
 """The learning-rate range test (Smith, WACV 2017, arXiv 1506.01186): which rates a training stands."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 
@@ -59,10 +59,15 @@ def _slope(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
     return slope, math.sqrt(rest / (len(x) - 2) / spread)
 
 
-def range_test(task: Task, *, lowest: float, highest: float, num_steps: int) -> RangeTest:
+def range_test(
+    task: Task, *, lowest: float, highest: float, num_steps: int, on_step: Callable[[], None] = lambda: None
+) -> RangeTest:
     """Train for `num_steps` steps while the rate rises from `lowest` to `highest`; the network's weights are spent.
 
     Each part's rate is the rate times its scale in the task's options. The test ends early once the loss has diverged.
+
+    Args:
+        on_step: called after each step.
     """
     fabric, model, options = task.fabric, task.model, task.options
     freeze(model, options)
@@ -92,4 +97,5 @@ def range_test(task: Task, *, lowest: float, highest: float, num_steps: int) -> 
         fabric.clip_gradients(guided, fabric_optimizer, max_norm=options.max_gradient_norm, error_if_nonfinite=False)
         fabric_optimizer.step()
         fabric_optimizer.zero_grad()
+        on_step()
     return result
