@@ -5,7 +5,7 @@ from pipeline.base.finished import remove_committed
 from pipeline.base.profile import Params
 from pipeline.base.workspace import PRETRAINED, Workspace
 from pipeline.report.figures import write_pictures
-from pipeline.report.tables import CONTROL, results_table
+from pipeline.report.tables import CONTROL, results_table, tracked_metrics
 from pipeline.tracking.progress import progress_bar
 from pipeline.tracking.tracker import Tracker, Tracking
 from stages.run import run_stage
@@ -33,7 +33,8 @@ def evaluate(params: Params, space: Workspace) -> None:
             write_pictures(folder / "pictures" / name, of_model)
             weights, run_name = digest_file(space.weights(name)), f"{name}-seed{params.seed}"
             with Tracker(tracking, f"evaluate-{weights[:16]}", run_name=run_name, weights_sha256=weights) as tracker:
-                tracker.log_metrics({f"test/{k}": v for group in groups.values() for k, v in group.items()}, step=0)
+                flat = {score: value for group in groups.values() for score, value in group.items()}
+                tracker.log_metrics(tracked_metrics(flat), step=0)
                 for key, picture in {**of_model, **of_all}.items():
                     tracker.log_image(key, picture, step=0)
                 for table in ("per_class.csv", "intervals.csv"):

@@ -27,6 +27,17 @@ COLUMNS = {  # the scores to look at first: (group, score) to title
 HEADLINES = {score: title for (_, score), title in COLUMNS.items()}
 
 
+def tracked_metrics(scores: Mapping[str, float]) -> dict[str, float]:
+    """The metrics that a run has in MLflow: `test/NAME` for every score, and those to look at first under their titles,
+    in percent with one decimal, as narrow columns take them.
+
+    Args:
+        scores: score to fraction, without groups.
+    """
+    shown = {title: round(100 * scores[score], 1) for score, title in HEADLINES.items() if score in scores}
+    return {f"test/{score}": value for score, value in scores.items()} | shown
+
+
 def results_table(metrics: Mapping[str, Scores]) -> str:
     """Markdown table of the scores to look at first, one row per model, in percent; below it, where there is another
     model beside PRETRAINED or CONTROL, a table of the differences to both.

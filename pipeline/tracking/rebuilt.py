@@ -31,7 +31,7 @@ class Remains:
     pictures: Sequence[Path]  # PNG files that the stage evaluate drew
     tags: Mapping[str, str]
     params: Mapping[str, Any]  # nested
-    scores: Mapping[str, float]  # test score to fraction; empty where it was not evaluated
+    scores: Mapping[str, float]  # of the test, by the name of the metric; empty where it was not evaluated
 
 
 def rebuild_run(client: "MlflowClient", experiment_id: str, remains: Remains) -> bool:
@@ -79,7 +79,7 @@ def _add_evaluation(client: "MlflowClient", run_id: str, remains: Remains) -> No
     from PIL import Image
 
     now = int(time.time() * 1000)
-    scores = [Metric(f"test/{name}", value, now, 0) for name, value in remains.scores.items()]
+    scores = [Metric(name, value, now, 0) for name, value in remains.scores.items()]
     client.log_batch(run_id, metrics=scores)
     for picture in remains.pictures:
         with Image.open(picture) as image:

@@ -9,15 +9,7 @@ import json
 import zlib
 from typing import Any
 
-SCORES = (
-    "mean_iou",
-    "class_accuracy",
-    "attention_iou",
-    "energy_pointing_game",
-    "pointing_game",
-    "overall",
-    "worst_group",
-)
+SCORES = ("mean IoU", "macro F1", "attention IoU", "energy PG", "pointing game", "overall", "worst group")
 LOSS_WEIGHTS = ("attention_mining", "external_supervision")
 VIEWS = ("scores", "attention")
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # so that the page shows runs, not traces of LLMs
@@ -40,7 +32,7 @@ def view_page(name: str, experiment_id: str) -> str:
 
 
 def _columns() -> list[str]:
-    return ["attributes.`Models`", *(f"metrics.`test/{name}`" for name in SCORES)]
+    return ["attributes.`Models`", *(f"metrics.`{name}`" for name in SCORES)]
 
 
 def _charts() -> dict[str, Any]:
@@ -52,7 +44,7 @@ def _charts() -> dict[str, Any]:
             "scores",
             "PARALLEL",
             selectedParams=[f"finetune.loss_weights.{name}" for name in LOSS_WEIGHTS],
-            selectedMetrics=[f"test/{name}" for name in SCORES[:3]],
+            selectedMetrics=list(SCORES[:3]),
             showAllRuns=False,
         ),
         *(_line_chart("epochs", metric) for metric in lines),

@@ -48,7 +48,7 @@ def test_table_of_runs_has_names_scores_and_versions(page, views):
     show(page, views["scores"])
     for name in ("control-seed0", "gain-seed0", "gain_ext-seed0", "gain_ext-seed0-weaker"):
         expect(page.get_by_role("link", name=name, exact=True)).to_be_visible()
-    for metric in ("test/mean_iou", "test/attention_iou", "test/class_accuracy"):
+    for metric in ("mean IoU", "attention IoU", "macro F1"):
         expect(page.get_by_text(metric, exact=True).first).to_be_attached()
     expect(page.get_by_role("link", name="fcn8s-gain-smoke").first).to_be_visible()
 

@@ -1,6 +1,7 @@
 """The results as Markdown."""
 
-from pipeline.report.tables import difference_table, results_table
+from pipeline.report.tables import HEADLINES, difference_table, results_table, tracked_metrics
+from pipeline.tracking import saved_views
 
 
 def scores(mean_iou: float, macro_f1: float, precision: float) -> dict[str, dict[str, float]]:
@@ -41,3 +42,19 @@ def test_scores_that_a_model_lacks_are_left_out():
     old = {"segmentation": {"mean_iou": 0.4}, "classification": {"macro_f1": 0.5}}
     header = results_table({"old": old, "new": METRICS["control"]}).splitlines()[0]
     assert header == "| model | mean IoU | macro F1 |"
+
+
+def test_metrics_of_a_run_are_all_scores_and_the_first_ones_in_percent():
+    scores = {"mean_iou": 0.81749, "background_gap": -0.0249, "pixel_accuracy": 0.9}
+    assert tracked_metrics(scores) == {
+        "test/mean_iou": 0.81749,
+        "test/background_gap": -0.0249,
+        "test/pixel_accuracy": 0.9,
+        "mean IoU": 81.7,
+        "background gap": -2.5,
+    }
+
+
+def test_columns_of_the_saved_view_are_metrics_of_a_run():
+    assert set(saved_views.SCORES) <= set(HEADLINES.values())
+    assert max(map(len, saved_views.SCORES)) <= 13  # characters that a column of MLflow shows
