@@ -1,5 +1,6 @@
 """Pictures of what a network sees, pixel by pixel: numpy arrays in and out. No torch, no files."""
 
+from collections.abc import Iterable
 from functools import cache
 
 import numpy as np
@@ -60,6 +61,11 @@ def feature_maps(features: NDArray[np.floating], size: tuple[int, int], columns:
 def class_colours() -> Picture:
     """(256, 3): the colour of each class value."""
     return np.array(voc_palette(), dtype=np.uint8).reshape(-1, 3)
+
+
+def hex_colour(colour: Iterable[int]) -> str:
+    """Red, green and blue of 0 to 255 as `#rrggbb`."""
+    return "#{:02x}{:02x}{:02x}".format(*map(int, colour))
 
 
 @cache

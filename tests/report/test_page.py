@@ -85,7 +85,6 @@ def test_class_names_are_text(page):
     assert [name for name, _ in Parsed(evil).tags if name == "script"] == ["script"]
     assert not [a for a in Parsed(evil).all("img") if "onerror" in a]
     assert "{{ 7*7 }}" in evil
-    assert "49" not in re.findall(r"&#34;&#39;&amp;(.{4})", evil)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from pipeline.release.images import grey_png, palette_png, read_image
 from pipeline.release.prediction import Outputs, predict
 from pipeline.release.server import Application, Limits
 from pipeline.report.figures import model_colours
-from pipeline.report.overlays import class_colours, heat
+from pipeline.report.overlays import class_colours, heat, hex_colour
 from pipeline.report.page.document import render
 
 HERE = "pipeline.release.demo"
@@ -122,7 +122,9 @@ def _answer(of: _Loaded, image: NDArray[np.uint8], device: torch.device) -> dict
         "seconds": seconds,
         "class_probs": found.class_probs,
         "segmentation": _text(palette_png(mask, palette)),
-        "classes": {of.class_names[value - 1]: _hex(value) for value in np.unique(mask).tolist() if value},
+        "classes": {
+            of.class_names[value - 1]: hex_colour(class_colours()[value]) for value in np.unique(mask).tolist() if value
+        },
         "attention": {
             name: _text(grey_png(_reduced(pixels, Image.Resampling.BILINEAR)))
             for name, pixels in found.attention.items()
@@ -141,7 +143,6 @@ def _page(loaded: Mapping[str, _Loaded], examples: Sequence[Path]) -> str:
         layers={name: of.outputs.model.attention_layer for name, of in loaded.items()},
         examples=[path.stem for path in examples],
         ramp=ramp,
-        heat=["#{:02x}{:02x}{:02x}".format(*colour) for colour in ramp[::4]],
         answers=ANSWERS,
         content=CONTENT,
     )
@@ -165,7 +166,3 @@ def _jpeg(pixels: NDArray[np.uint8]) -> str:
 
 def _text(content: bytes) -> str:
     return base64.b64encode(content).decode("ascii")
-
-
-def _hex(value: int) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*class_colours()[value].tolist())

@@ -7,9 +7,13 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipeline.report.overlays import heat, hex_colour
+
+HEAT_STEPS = 64  # of the colour bar
 BASE_STYLE = ("pipeline.report.page", "base.css")
 Part = tuple[str, str]  # package, file
 
@@ -34,12 +38,17 @@ def render(template: Part, styles: Iterable[Part], scripts: Iterable[Part], *, c
         "form-action 'none'",
         *(["connect-src 'self'"] if connect else []),
     ]
-    page = _environment().get_template("/".join(template))
+    page = _environment().get_template("/".join(template), globals={"heat": _heat()})
     return page.render(policy=Markup("; ".join(policy)), style=Markup(style), script=Markup(script), **of)
 
 
 def _digest(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _heat() -> list[str]:
+    """Of the colour bar of attention, from none to the maximum."""
+    return [hex_colour(colour) for colour in heat(np.linspace(0, 1, HEAT_STEPS)[None])[0]]
 
 
 @cache

@@ -5,8 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from pipeline.base.profile import Params
 from pipeline.base.scores import LOWER_IS_BETTER
 from pipeline.base.workspace import PRETRAINED
@@ -17,14 +15,13 @@ from pipeline.report.figures import model_colours
 from pipeline.report.findings import best_guided, differences, movement, reference_model
 from pipeline.report.gallery import Exhibit, exhibits
 from pipeline.report.model_scores import ModelScores
-from pipeline.report.overlays import OUTLINE, class_colours, heat
+from pipeline.report.overlays import OUTLINE, class_colours, hex_colour
 from pipeline.report.page.document import render
 from pipeline.report.page.thumbnails import data_uri
 from pipeline.report.tables import COLUMNS
 
 HERE = "pipeline.report.page"
 CHART_WIDTH, ROW_HEIGHT = 300, 22  # of a chart of scores, in units of its drawing
-HEAT_STEPS = 64  # of the colour bar
 MEANINGS = {
     "mean IoU": "Of predicted and true pixels of a class, the share that is in both; mean over classes.",
     "class acc.": "Right answers to: is this class in this image?",
@@ -96,12 +93,11 @@ def evaluation_page(comparison: Comparison, params: Params) -> str:
         class_names=comparison.class_names,
         sets={split: SETS.get(split, split) for split in comparison.sets},
         cards=[_card(number, exhibit, reference, guided) for number, exhibit in enumerate(_chosen(comparison, params))],
-        heat=[_hex(colour) for colour in heat(np.linspace(0, 1, HEAT_STEPS)[None])[0]],
-        outline=_hex(OUTLINE),
+        outline=hex_colour(OUTLINE),
         class_colours=[
-            ("background", _hex(class_colours()[0])),
-            *((name, _hex(class_colours()[value])) for value, name in enumerate(comparison.class_names, start=1)),
-            ("void, not scored", _hex(class_colours()[IGNORE_INDEX])),
+            ("background", hex_colour(class_colours()[0])),
+            *((name, hex_colour(class_colours()[value])) for value, name in enumerate(comparison.class_names, start=1)),
+            ("void, not scored", hex_colour(class_colours()[IGNORE_INDEX])),
         ],
         layer=comparison.models[guided].attention_layer,
         threshold=params.evaluate.attention_threshold,
@@ -111,10 +107,6 @@ def evaluation_page(comparison: Comparison, params: Params) -> str:
 
 def _chosen(comparison: Comparison, params: Params) -> Iterable[Exhibit]:
     return exhibits(comparison, params.evaluate.num_page_images, params.evaluate.attention_threshold)
-
-
-def _hex(colour: Iterable[int]) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*map(int, colour))
 
 
 def _kind(name: str, params: Params) -> str:
