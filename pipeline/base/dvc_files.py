@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -11,6 +12,8 @@ from typing import Any
 from pipeline.base.errors import PipelineError, did_you_mean
 from pipeline.base.params import PARAMS, read_document
 from pipeline.base.profile import Params
+
+WRITE_SECONDS = 3.0  # within which DVC has written a file
 
 
 def dvc_project(folder: Path) -> Path:
@@ -96,10 +99,22 @@ def read_stages(path: Path) -> dict[str, dict[str, Any]]:
     """
     if not path.exists():
         return {}
-    stages = read_document(path).get("stages") or {}
+    stages = _read_whole(path).get("stages") or {}
     if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
         raise PipelineError(f"{path}: stages: expected a mapping of stages; restore the file, as with `git checkout`")
     return stages
+
+
+def _read_whole(path: Path) -> dict[str, Any]:
+    """The document, once it is whole: DVC writes dvc.lock in place, perhaps for another stage at this moment."""
+    deadline = time.monotonic() + WRITE_SECONDS
+    while True:
+        try:
+            return read_document(path)
+        except PipelineError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def _md5(file: Path) -> str:

@@ -1,12 +1,14 @@
 """Profiles say what differs, and what makes no difference or no sense together is said."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
 import yaml
 from checkouts import REPOSITORY
 
+from pipeline.base import dvc_files
 from pipeline.base.dvc_files import check_matrix, locked_document
 from pipeline.base.errors import PipelineError
 from pipeline.base.outside import NOTHING, link_outside_files
@@ -217,6 +219,25 @@ def test_lock_gives_the_parameters_of_the_last_run(tmp_path):
     stages = {"configure@0": {"params": {"params.yaml": DOCUMENT}}}
     path.write_text(yaml.safe_dump({"stages": stages}))
     assert locked_document(path) == DOCUMENT
+
+
+def test_lock_that_dvc_is_writing_for_another_stage_is_read_once_it_is_whole(tmp_path):
+    """`make study` runs three DVCs at once, and each stage looks at the lock as it ends."""
+    path, whole = (
+        tmp_path / "dvc.lock",
+        yaml.safe_dump({"stages": {"configure@0": {"params": {"params.yaml": DOCUMENT}}}}),
+    )
+    path.write_text("")
+    writer = threading.Timer(0.3, path.write_text, [whole])
+    writer.start()
+    assert locked_document(path) == DOCUMENT
+    writer.join()
+
+
+def test_lock_that_stays_broken_is_refused(tmp_path, refused, monkeypatch):
+    monkeypatch.setattr(dvc_files, "WRITE_SECONDS", 0.2)
+    (tmp_path / "dvc.lock").write_text("<<<<<<< HEAD\n")
+    assert "dvc.lock" in refused(locked_document, tmp_path / "dvc.lock")
 
 
 # ---- what lies outside the project -----------------------------------------------------------------------------------
