@@ -190,6 +190,15 @@ def test_lock_belongs_to_the_committed_parameters(name, profile):
                 assert found == value, f"{stage_name}: {key}: run `make repro` or `make study` and commit {name}"
 
 
+@pytest.mark.parametrize("study", STUDIES)
+def test_results_of_a_study_are_those_of_its_lock(study):
+    lock = yaml.safe_load((REPOSITORY / study / "dvc.lock").read_text())
+    (out,) = lock["stages"]["summarise"]["outs"]
+    assert folder_digest(REPOSITORY / study / out["path"]) == out["md5"]
+    evaluated = [name for name in lock["stages"] if name.startswith("evaluate@")]
+    assert sorted(evaluated) == ["evaluate@0", "evaluate@1", "evaluate@2"]
+
+
 def test_version_and_pythons_are_the_same_everywhere():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
