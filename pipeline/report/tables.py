@@ -29,12 +29,13 @@ HEADLINES = {score: title for (_, score), title in COLUMNS.items()}
 
 def tracked_metrics(scores: Mapping[str, float]) -> dict[str, float]:
     """The metrics that a run has in MLflow: `test/NAME` for every score, and those to look at first under their titles,
-    in percent with one decimal, as narrow columns take them.
+    in percent with one decimal, as narrow columns take them. Titles with a slash would be groups of charts there.
 
     Args:
         scores: score to fraction, without groups.
     """
-    shown = {title: round(100 * scores[score], 1) for score, title in HEADLINES.items() if score in scores}
+    titles = {score: title for score, title in HEADLINES.items() if score in scores and "/" not in title}
+    shown = {title: round(100 * scores[score], 1) for score, title in titles.items()}
     return {f"test/{score}": value for score, value in scores.items()} | shown
 
 

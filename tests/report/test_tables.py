@@ -45,11 +45,12 @@ def test_scores_that_a_model_lacks_are_left_out():
 
 
 def test_metrics_of_a_run_are_all_scores_and_the_first_ones_in_percent():
-    scores = {"mean_iou": 0.81749, "background_gap": -0.0249, "pixel_accuracy": 0.9}
+    scores = {"mean_iou": 0.81749, "background_gap": -0.0249, "pixel_accuracy": 0.9, "object_without_context": 0.5}
     assert tracked_metrics(scores) == {
         "test/mean_iou": 0.81749,
         "test/background_gap": -0.0249,
         "test/pixel_accuracy": 0.9,
+        "test/object_without_context": 0.5,
         "mean IoU": 81.7,
         "background gap": -2.5,
     }
