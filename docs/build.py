@@ -23,6 +23,7 @@ REPOSITORY = Path(__file__).parents[1]
 DATA = REPOSITORY / "data" / "voc"
 REPORTS = REPOSITORY / "reports" / "evaluate"
 STUDY = REPOSITORY / "study"
+QUALITY = 90  # of WebP, a third of what PNG takes
 STUDIES = {  # page to folder, title and command
     "study": (STUDY, "The study", "make study"),
     "photographs": (REPOSITORY / "photos-study", "The study on photographs", "make photos-study"),
@@ -30,12 +31,11 @@ STUDIES = {  # page to folder, title and command
 
 
 def main() -> None:
-    """Write docs/*.png, docs/*-runs.md, and the tables between the markers of README.md and docs/."""
-    dataset_figure().save(REPOSITORY / "docs" / "dataset.png", optimize=True)
+    """Write docs/*.webp, docs/*-runs.md, and the tables between the markers of README.md and docs/."""
+    save_figure("dataset", dataset_figure())
     strip = STUDY / "seed0" / "reports" / "evaluate" / "pictures" / "gain_ext_10" / "attention_evolution.png"
     for name, picture in {"panels": REPORTS / "pictures" / "comparison.png", "evolution": strip}.items():
-        reduced = Image.open(picture).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-        reduced.save(REPOSITORY / "docs" / f"{name}.png", optimize=True)
+        save_figure(name, Image.open(picture).convert("RGB"))
     metrics = json.loads((REPORTS / "metrics.json").read_text(encoding="utf-8"))
     insert(REPOSITORY / "README.md", {"results": results_table(metrics)})
     for page, (folder, title, command) in STUDIES.items():
@@ -49,6 +49,11 @@ def main() -> None:
     insert(REPOSITORY / "docs" / "parameters.md", {"parameters": parameter_table(dvc)})
     insert(REPOSITORY / "docs" / "development.md", {"rooms": room_table(dvc)})
     insert_benchmarks()
+
+
+def save_figure(name: str, picture: Image.Image) -> None:
+    """docs/NAME.webp, in full colour."""
+    picture.save(REPOSITORY / "docs" / f"{name}.webp", "WEBP", quality=QUALITY, method=6)
 
 
 def study_runs(folder: Path, title: str, command: str) -> str:
