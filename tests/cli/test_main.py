@@ -67,6 +67,7 @@ def test_every_command_explains_itself():
         "sync",
         "ui",
         "predict",
+        "demo",
         "serve",
         "export",
     }

@@ -52,7 +52,8 @@ def test_one_command_brings_the_pipeline_to_a_registered_model(site):
     artifacts = site.artifacts(run.id)
     assert float(artifacts["progress"]) == 100.0
     assert "| gain_ext | " in artifacts["summary"]
-    assert artifacts["summary"].count("/#/experiments/") == 4
+    assert artifacts["summary"].count("/artifacts/evaluate/index.html)") == 4
+    assert artifacts["summary"].count("/#/experiments/") == 8
     rows = json.loads(artifacts["scores"])
     assert [row["model"] for row in rows] == ["pretrained", "control", "gain", "gain_ext"]
     assert [row["model"] for row in rows if row["best"]] == [version.tags["variant"]]
