@@ -74,7 +74,7 @@ def test_comparison_shows_what_differs(page, views):
     page.get_by_role("switch").first.click()
     expect(page.get_by_text("finetune.loss_weights.external_supervision", exact=True).last).to_be_visible()
     expect(page.get_by_text("finetune.batch_size", exact=True)).to_have_count(0)
-    expect(page.get_by_text("test/attention_iou", exact=True).last).to_be_attached()
+    expect(page.get_by_text("attention IoU", exact=True).last).to_be_attached()
 
 
 def test_run_says_what_came_of_it_and_how_to_get_it_again(page, views):
