@@ -13,7 +13,7 @@ from pipeline.base.params import load_params
 from pipeline.base.workspace import Workspace
 from pipeline.data.voc import image_path, read_split, split_path
 from pipeline.release.demo.application import create
-from pipeline.release.registry import CHALLENGER, CHAMPION, download_weights
+from pipeline.release.registry import download_weights, present_aliases
 from pipeline.report.tables import CONTROL
 
 HOST = "127.0.0.1"
@@ -59,18 +59,17 @@ def named(weights: Sequence[Path]) -> dict[str, Path]:
 def registered(profile: str | None, space: Workspace, folder: Path) -> dict[str, Path]:
     """The versions of the registry below `folder`, and the control of the last run beside a single one."""
     name = load_params(profile=profile).register_.registered_model_name
+    try:
+        aliases = present_aliases(name)
+    except PipelineError as error:
+        raise PipelineError(
+            f"{error}; or name files: gain demo --weights models/finetune/gain_ext.safetensors"
+        ) from error
     found: dict[str, Path] = {}
-    refusal: PipelineError | None = None
-    for alias in (CHAMPION, CHALLENGER):
-        try:
-            path = download_weights(name, alias, folder / alias)
-        except PipelineError as error:
-            refusal = refusal or error
-        else:
-            if not any(path.read_bytes() == other.read_bytes() for other in found.values()):
-                found[alias] = path
-    if not found and refusal is not None:
-        raise PipelineError(f"{refusal}; or name files: gain demo --weights models/finetune/gain_ext.safetensors")
+    for alias in aliases:
+        path = download_weights(name, alias, folder / alias)
+        if not any(path.read_bytes() == other.read_bytes() for other in found.values()):
+            found[alias] = path
     control = space.weights(CONTROL)
     if len(found) == 1 and control.exists():
         return {CONTROL: control, **found}

@@ -145,6 +145,21 @@ def download_model(registered_model_name: str, alias: str, folder: Path) -> Path
     return Path(place)
 
 
+def present_aliases(registered_model_name: str) -> list[str]:
+    """CHAMPION and CHALLENGER, those of them that some version has.
+
+    Raises:
+        PipelineError: neither is there, or the registry does not answer.
+    """
+    with registry_errors(registered_model_name):
+        client, _ = connect()
+        aliases = (CHAMPION, CHALLENGER)
+        present = [a for a in aliases if version_with_alias(client, registered_model_name, a) is not None]
+        if not present:
+            raise PipelineError(_without_alias(client, registered_model_name, CHAMPION))
+    return present
+
+
 def version_of(client: "MlflowClient", registered_model_name: str, weights_sha256: str) -> str | None:
     """The version that has these weights; None if none has."""
     versions = client.search_model_versions(f"name = '{registered_model_name}'")
