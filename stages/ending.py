@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.base.profile import Params
-from pipeline.base.workspace import PRETRAINED, Workspace
-from pipeline.report.tables import CONTROL, HEADLINES
+from pipeline.base.workspace import Workspace
+from pipeline.report.tables import HEADLINES, best_guided, reference_model
 
 TRAINED = ("mean_iou", "macro_f1", "attention_iou")  # of the scores on validation images, those that are said
 
@@ -55,9 +55,8 @@ def _training(space: Workspace, label: str) -> str:
 def _evaluate(_: Params, space: Workspace) -> str:
     folder = space.reports / "evaluate"
     metrics, validation = _read(folder / "metrics.json"), _read(folder / "validation.json")
-    guided = [name for name in metrics if name not in (PRETRAINED, CONTROL)] or list(metrics)
-    best = max(guided, key=lambda name: validation[name].get("attention_iou", 0.0))
-    values = {name: metrics[name]["attention"].get("attention_iou") for name in (best, CONTROL) if name in metrics}
+    compared = dict.fromkeys((best_guided(validation), reference_model(validation)))
+    values = {name: metrics[name]["attention"].get("attention_iou") for name in compared}
     scores = ", ".join(f"{name} {100 * value:.1f} %" for name, value in values.items() if value is not None)
     return f"attention IoU {scores or 'not scored'}; open {folder / 'index.html'}"
 

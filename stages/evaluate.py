@@ -33,8 +33,7 @@ def evaluate(params: Params, space: Workspace) -> None:
             write_pictures(folder / "pictures" / name, of_model)
             weights, run_name = digest_file(space.weights(name)), f"{name}-seed{params.seed}"
             with Tracker(tracking, f"evaluate-{weights[:16]}", run_name=run_name, weights_sha256=weights) as tracker:
-                flat = {score: value for group in groups.values() for score, value in group.items()}
-                tracker.log_metrics(tracked_metrics(flat), step=0)
+                tracker.log_metrics(tracked_metrics(groups), step=0)
                 for key, picture in {**of_model, **of_all}.items():
                     tracker.log_image(key, picture, step=0)
                 for table in ("per_class.csv", "intervals.csv"):

@@ -12,7 +12,8 @@ from pipeline.datasets.counterfactual.table import read_table
 from pipeline.release.facts import VersionFacts, version_tags
 from pipeline.release.mending import mend_runs
 from pipeline.release.model_card import model_card, read_intervals
-from pipeline.release.registry import explain_choice, flat_scores, register_model, select_variant
+from pipeline.release.registry import explain_choice, register_model, select_variant
+from pipeline.report.tables import flat_scores
 from stages.run import run_stage
 
 

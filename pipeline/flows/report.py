@@ -23,8 +23,8 @@ from pipeline.base.secrets import cleaned, without_secrets
 from pipeline.base.workspace import Workspace
 from pipeline.flows.dag import StagePlan
 from pipeline.flows.flow_run import record_device
-from pipeline.release.registry import find_runs, flat_scores, select_variant
-from pipeline.report.tables import Scores, results_table
+from pipeline.release.registry import find_runs, select_variant
+from pipeline.report.tables import Scores, flat_scores, results_table
 from pipeline.tracking.server import tracking_uri
 
 LOCAL_UI = "http://127.0.0.1:5000"  # where a bare `mlflow ui` shows a local database

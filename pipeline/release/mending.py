@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.base.files import digest_file
 from pipeline.base.profile import Params
 from pipeline.base.workspace import PRETRAINED, Workspace
-from pipeline.release.registry import flat_scores, registry_errors, version_of
+from pipeline.release.registry import registry_errors, version_of
 from pipeline.report.tables import tracked_metrics
 from pipeline.tracking.rebuilt import Remains, rebuild_run
 from pipeline.tracking.sender import send_waiting
@@ -69,7 +69,7 @@ def _remains(params: Params, space: Workspace) -> Iterator[tuple[str, Remains]]:
                     pictures=sorted((pictures / model).glob("*.png")) if model else [],
                     tags={key: value for key, value in tags.items() if value},
                     params=_values(params, stage, variant),
-                    scores=tracked_metrics(flat_scores(scores.get(model, {}))),
+                    scores=tracked_metrics(scores.get(model, {})),
                 ),
             )
 

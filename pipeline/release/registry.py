@@ -69,11 +69,6 @@ def explain_choice(validation: Mapping[str, Mapping[str, float]], candidates: li
     return f"{metric} on validation images: {values}"
 
 
-def flat_scores(groups: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """The scores of a model without their groups: score to value."""
-    return {name: value for group in groups.values() for name, value in group.items()}
-
-
 def register_model(weights: Path, registered_model_name: str, facts: VersionFacts) -> str:
     """Make `weights` a model version with the alias challenger; weights registered before keep their version.
 

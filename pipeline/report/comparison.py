@@ -18,6 +18,7 @@ from pipeline.model.fcn8s import FCN8s
 from pipeline.model.weights import load_weights
 from pipeline.report.held_out import held_out_data, read_held_out_sets, read_set
 from pipeline.report.model_scores import ModelScores, ScoreOptions, score_model
+from pipeline.report.tables import best_guided, reference_model
 from pipeline.training.devices import choose_device, make_deterministic
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
@@ -32,6 +33,16 @@ class Comparison:
     sets: dict[str, SegmentationDataset]  # by split
     class_names: tuple[str, ...]
     samples: list[Sample]  # of the test split, to be drawn
+
+    @property
+    def reference(self) -> str:
+        """The model that the others are compared with."""
+        return reference_model(self.scores)
+
+    @property
+    def best_guided(self) -> str:
+        """See `tables.best_guided`."""
+        return best_guided({name: scores.validation for name, scores in self.scores.items()})
 
     @property
     def data_digest(self) -> str:

@@ -1,16 +1,14 @@
 """What guidance did, in numbers that a reader can check: differences with their intervals, and pairs that moved."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from pipeline.base.scores import LOWER_IS_BETTER
-from pipeline.base.workspace import PRETRAINED
 from pipeline.report.bootstrap import interval
 from pipeline.report.model_scores import ModelScores
-from pipeline.report.tables import COLUMNS, CONTROL
+from pipeline.report.tables import COLUMNS
 
 MOVED = 0.1  # of attention IoU: by more, a pair counts as improved or worsened
 MISSED = 0.1  # attention IoU below which a map misses its object
@@ -48,18 +46,6 @@ class Movement:
     missed_before: int  # that the other misses
     weakest_class: str  # where the model's attention IoU is lowest
     weakest_iou: float
-
-
-def reference_model(names: Mapping[str, object]) -> str:
-    """The model that the others are compared with: CONTROL, or the pretrained network where there is none."""
-    return CONTROL if CONTROL in names else PRETRAINED
-
-
-def best_guided(scores: Mapping[str, ModelScores]) -> str:
-    """The variant whose attention IoU on validation images is highest; the reference where there is no other."""
-    reference = reference_model(scores)
-    guided = [name for name in scores if name not in (PRETRAINED, reference)]
-    return max(guided, key=lambda name: scores[name].validation.get("attention_iou", 0.0), default=reference)
 
 
 def differences(model: ModelScores, reference: ModelScores) -> list[Difference]:

@@ -1,6 +1,6 @@
 """Markdown tables of scores; without torch, because the flows show them too."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from pipeline.base.workspace import PRETRAINED
 
@@ -23,17 +23,38 @@ COLUMNS = {  # the scores to look at first: (group, score) to title
     ("counterfactual", "counterfactual_worst_group"): "worst cut-out group",
 }
 
-
 HEADLINES = {score: title for (_, score), title in COLUMNS.items()}
 
 
-def tracked_metrics(scores: Mapping[str, float]) -> dict[str, float]:
+def reference_model(names: Collection[str]) -> str:
+    """The model that the others are compared with: CONTROL, or the pretrained network where there is none."""
+    return CONTROL if CONTROL in names else PRETRAINED
+
+
+def best_guided(validation: Mapping[str, Mapping[str, float]]) -> str:
+    """The variant whose attention IoU on validation images is highest; the reference where there is no other.
+
+    Args:
+        validation: model to score to value, as in validation.json.
+    """
+    reference = reference_model(validation)
+    guided = [name for name in validation if name not in (PRETRAINED, reference)]
+    return max(guided, key=lambda name: validation[name].get("attention_iou", 0.0), default=reference)
+
+
+def flat_scores(groups: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The scores of a model without their groups: score to value."""
+    return {name: value for group in groups.values() for name, value in group.items()}
+
+
+def tracked_metrics(groups: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """The metrics that a run has in MLflow: `test/NAME` for every score, and those to look at first under their titles,
     in percent with one decimal, as narrow columns take them. Titles with a slash would be groups of charts there.
 
     Args:
-        scores: score to fraction, without groups.
+        groups: group to score to fraction.
     """
+    scores = flat_scores(groups)
     titles = {score: title for score, title in HEADLINES.items() if score in scores and "/" not in title}
     shown = {title: round(100 * scores[score], 1) for score, title in titles.items()}
     return {f"test/{score}": value for score, value in scores.items()} | shown

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline.evaluation.passes import Evaluation
-from pipeline.report.findings import best_guided, differences, movement, reference_model
+from pipeline.report.findings import differences, movement
 from pipeline.report.model_scores import ModelScores
 
 
@@ -25,18 +25,6 @@ def scores(ious=(), validation=0.0, spread=0.001, **estimates) -> ModelScores:
     ]
     test = Evaluation(empty, empty, empty, pairs)
     return ModelScores({"attention_iou": validation}, replicates, rows, torch.zeros(2, 2), test)
-
-
-def test_control_is_the_reference_and_else_the_network_before():
-    assert reference_model({"pretrained": 0, "control": 0, "gain": 0}) == "control"
-    assert reference_model({"pretrained": 0, "gain": 0}) == "pretrained"
-
-
-def test_best_guided_is_chosen_on_validation_images():
-    models = {"pretrained": scores(validation=0.9), "control": scores(validation=0.8)}
-    assert best_guided(models) == "control"
-    models |= {"gain": scores(validation=0.1), "gain_ext": scores(validation=0.2)}
-    assert best_guided(models) == "gain_ext"
 
 
 @pytest.mark.parametrize(

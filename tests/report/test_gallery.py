@@ -36,11 +36,12 @@ def test_no_image_is_taken_twice(comparison, count, expected):
 def test_images_without_a_class_are_chosen_in_order_and_shown_as_nothing(params):
     comparison = comparison_of(params, empty=True)
     assert chosen_images(comparison, 3) == [0, 1, 2]
-    assert list(exhibits(comparison, 3, 0.2)) == []
+    assert list(exhibits(comparison, params.evaluate.model_copy(update={"num_page_images": 3}))) == []
 
 
 def test_exhibits_say_what_the_scores_say(comparison, params):
-    shown = list(exhibits(comparison, 12, params.evaluate.attention_threshold))
+    # Batches that end within a set, and do not fill their last one.
+    shown = list(exhibits(comparison, params.evaluate.model_copy(update={"num_page_images": 12, "batch_size": 5})))
     of_test = [exhibit for exhibit in shown if exhibit.split == "test"]
     assert len(of_test) == 12
     assert {exhibit.size for exhibit in of_test} == set(SIZES)
@@ -56,8 +57,9 @@ def test_exhibits_say_what_the_scores_say(comparison, params):
         assert np.array_equal(exhibit.image.shape, (48, 40, 3))
 
 
-def test_class_that_was_taken_out_must_not_be_claimed(comparison):
-    absent = [exhibit for exhibit in exhibits(comparison, 0, 0.2) if exhibit.split == "no_object_mean"]
+def test_class_that_was_taken_out_must_not_be_claimed(comparison, params):
+    options = params.evaluate.model_copy(update={"num_page_images": 0})
+    absent = [exhibit for exhibit in exhibits(comparison, options) if exhibit.split == "no_object_mean"]
     assert len(absent) == OF_OTHER_SETS
     for exhibit in absent:
         assert not exhibit.there

@@ -1,6 +1,13 @@
 """The results as Markdown."""
 
-from pipeline.report.tables import HEADLINES, difference_table, results_table, tracked_metrics
+from pipeline.report.tables import (
+    HEADLINES,
+    best_guided,
+    difference_table,
+    reference_model,
+    results_table,
+    tracked_metrics,
+)
 from pipeline.tracking import saved_views
 
 
@@ -45,8 +52,12 @@ def test_scores_that_a_model_lacks_are_left_out():
 
 
 def test_metrics_of_a_run_are_all_scores_and_the_first_ones_in_percent():
-    scores = {"mean_iou": 0.81749, "background_gap": -0.0249, "pixel_accuracy": 0.9, "object_without_context": 0.5}
-    assert tracked_metrics(scores) == {
+    groups = {
+        "segmentation": {"mean_iou": 0.81749, "pixel_accuracy": 0.9},
+        "counterfactual": {"background_gap": -0.0249},
+        "context_bias": {"object_without_context": 0.5},
+    }
+    assert tracked_metrics(groups) == {
         "test/mean_iou": 0.81749,
         "test/background_gap": -0.0249,
         "test/pixel_accuracy": 0.9,
@@ -59,3 +70,15 @@ def test_metrics_of_a_run_are_all_scores_and_the_first_ones_in_percent():
 def test_columns_of_the_saved_view_are_metrics_of_a_run():
     assert set(saved_views.SCORES) <= set(HEADLINES.values())
     assert max(map(len, saved_views.SCORES)) <= 13  # characters that a column of MLflow shows
+
+
+def test_control_is_the_reference_and_else_the_network_before():
+    assert reference_model(("pretrained", "control", "gain")) == "control"
+    assert reference_model(("pretrained", "gain")) == "pretrained"
+
+
+def test_best_guided_is_chosen_on_validation_images():
+    models = {"pretrained": {"attention_iou": 0.9}, "control": {"attention_iou": 0.8}}
+    assert best_guided(models) == "control"
+    models |= {"gain": {"attention_iou": 0.1}, "gain_ext": {"attention_iou": 0.2}, "unscored": {}}
+    assert best_guided(models) == "gain_ext"

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from pipeline.base.profile import Params
@@ -12,7 +13,7 @@ from pipeline.data.voc import IGNORE_INDEX
 from pipeline.report.bootstrap import interval
 from pipeline.report.comparison import Comparison
 from pipeline.report.figures import model_colours
-from pipeline.report.findings import best_guided, differences, movement, reference_model
+from pipeline.report.findings import differences, movement
 from pipeline.report.gallery import Exhibit, exhibits
 from pipeline.report.model_scores import ModelScores
 from pipeline.report.overlays import OUTLINE, class_colours, hex_colour
@@ -59,7 +60,7 @@ class _Cell:
 def evaluation_page(comparison: Comparison, params: Params) -> str:
     """HTML text, complete in itself."""
     scores = comparison.scores
-    reference, guided = reference_model(scores), best_guided(scores)
+    reference, guided = comparison.reference, comparison.best_guided
     shown = [
         (group, score)
         for group, score in COLUMNS
@@ -92,7 +93,7 @@ def evaluation_page(comparison: Comparison, params: Params) -> str:
         classes=_class_table(scores),
         class_names=comparison.class_names,
         sets={split: SETS.get(split, split) for split in comparison.sets},
-        cards=[_card(number, exhibit, reference, guided) for number, exhibit in enumerate(_chosen(comparison, params))],
+        cards=_cards(exhibits(comparison, params.evaluate), reference, guided),
         outline=hex_colour(OUTLINE),
         class_colours=[
             ("background", hex_colour(class_colours()[0])),
@@ -103,10 +104,6 @@ def evaluation_page(comparison: Comparison, params: Params) -> str:
         threshold=params.evaluate.attention_threshold,
         data_digest=comparison.data_digest[:12],
     )
-
-
-def _chosen(comparison: Comparison, params: Params) -> Iterable[Exhibit]:
-    return exhibits(comparison, params.evaluate.num_page_images, params.evaluate.attention_threshold)
 
 
 def _kind(name: str, params: Params) -> str:
@@ -189,19 +186,29 @@ def _class_table(scores: Mapping[str, ModelScores]) -> dict[str, dict[str, Seque
     return table
 
 
-def _card(number: int, exhibit: Exhibit, reference: str, guided: str) -> dict[str, Any]:
-    answers = exhibit.answers
-    before, after = answers[reference].iou, answers[guided].iou
-    return {
-        "number": number,
-        "exhibit": exhibit,
-        "image": data_uri(exhibit.image),
-        "truth": data_uri(exhibit.truth),
-        "change": None if before is None or after is None else after - before,
-        "numbers": {
-            name: {"iou": answer.iou, "probability": round(answer.probability, 4), "right": answer.right}
-            for name, answer in answers.items()
-        },
-        "attention": {name: data_uri(answer.attention) for name, answer in answers.items()},
-        "prediction": {name: data_uri(answer.prediction) for name, answer in answers.items()},
-    }
+def _cards(chosen: Iterable[Exhibit], reference: str, guided: str) -> list[dict[str, Any]]:
+    cards: list[dict[str, Any]] = []
+    for _, of_image in groupby(chosen, key=lambda exhibit: (exhibit.split, exhibit.image_id)):
+        pairs = list(of_image)
+        # The same for every class of an image.
+        truth = data_uri(pairs[0].truth)
+        predictions = {name: data_uri(answer.prediction) for name, answer in pairs[0].answers.items()}
+        for exhibit in pairs:
+            answers = exhibit.answers
+            before, after = answers[reference].iou, answers[guided].iou
+            cards.append(
+                {
+                    "number": len(cards),
+                    "exhibit": exhibit,
+                    "image": data_uri(exhibit.image),
+                    "truth": truth,
+                    "change": None if before is None or after is None else after - before,
+                    "numbers": {
+                        name: {"iou": answer.iou, "probability": round(answer.probability, 4), "right": answer.right}
+                        for name, answer in answers.items()
+                    },
+                    "attention": {name: data_uri(answer.attention) for name, answer in answers.items()},
+                    "prediction": predictions,
+                }
+            )
+    return cards

@@ -9,6 +9,7 @@ from pipeline.report.overlays import Picture
 
 LONGER_SIDE = 160  # pixels, at most
 QUALITY = 70  # of WebP
+EFFORT = 2  # of 0 to 6: half the time of 4, for files a twentieth larger
 
 
 def data_uri(picture: Picture) -> str:
@@ -16,5 +17,5 @@ def data_uri(picture: Picture) -> str:
     image = Image.fromarray(picture)
     image.thumbnail((LONGER_SIDE, LONGER_SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=QUALITY, method=4)
+    image.save(buffer, "WEBP", quality=QUALITY, method=EFFORT)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
