@@ -53,12 +53,16 @@ def _seed() -> None:
 
 @pytest.fixture
 def tiny_model() -> Callable[..., FCN8s]:
-    """A network of a few thousand parameters with scores that are not all zero."""
+    """A network of a few thousand parameters with scores that are not all zero, and hardly a map that is dead."""
 
     def build(**options: object) -> FCN8s:
         model = FCN8s(NUM_CLASSES, architecture_section(**options))
         for layer in (model.decoder.score_fr, model.decoder.score_pool3, model.decoder.score_pool4):
             torch.nn.init.normal_(layer.weight, std=0.1)
+        with torch.no_grad():
+            for layer in (model.classifier.fc1, model.classifier.fc2):  # no hidden unit is off
+                layer.weight.abs_()
+            model.classifier.score.weight += model.classifier.score.weight.std()
         return model.eval()
 
     return build

@@ -85,10 +85,10 @@ def pytorch_fcn_state(num_classes: int = 21) -> dict[str, Tensor]:
     """A state dict with the keys of pytorch-fcn's FCN8s, slim, of random numbers that keep activations alive."""
     generator = torch.Generator().manual_seed(0)
 
-    def layer(name: str, out: int, into: int, size: int, *, bias: bool = True) -> dict[str, Tensor]:
+    def layer(name: str, out: int, into: int, size: int) -> dict[str, Tensor]:
         deviation = (2.0 / (into * size * size)) ** 0.5
-        tensors = {f"{name}.weight": torch.randn(out, into, size, size, generator=generator) * deviation}
-        return tensors | ({f"{name}.bias": torch.randn(out, generator=generator) * 0.1} if bias else {})
+        weight = torch.randn(out, into, size, size, generator=generator) * deviation
+        return {f"{name}.weight": weight, f"{name}.bias": torch.randn(out, generator=generator) * 0.1}
 
     state, into = {}, 3
     for block, channels in CHANNELS.items():
@@ -98,8 +98,18 @@ def pytorch_fcn_state(num_classes: int = 21) -> dict[str, Tensor]:
     state |= layer("fc6", 12, 32, 7) | layer("fc7", 12, 12, 1) | layer("score_fr", num_classes, 12, 1)
     state |= layer("score_pool3", num_classes, 16, 1) | layer("score_pool4", num_classes, 32, 1)
     for name, size in (("upscore2", 4), ("upscore8", 16), ("upscore_pool4", 4)):
-        state |= layer(name, num_classes, num_classes, size, bias=False)
+        state[f"{name}.weight"] = _bilinear(num_classes, size)
     return state
+
+
+def _bilinear(num_classes: int, size: int) -> Tensor:
+    """The weight of an upsampling layer as the authors of FCN fill it, for an even size."""
+    rows, columns = np.ogrid[:size, :size]
+    half = size // 2
+    kernel = (1 - abs(rows - (half - 0.5)) / half) * (1 - abs(columns - (half - 0.5)) / half)
+    weight = np.zeros((num_classes, num_classes, size, size), np.float32)
+    weight[range(num_classes), range(num_classes)] = kernel
+    return torch.from_numpy(weight)
 
 
 def encoded(pixels: np.ndarray, form: str) -> bytes:

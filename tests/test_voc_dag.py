@@ -126,7 +126,7 @@ def test_published_weights_are_what_pretraining_hands_on(repro):
     assert model.architecture["input_space"] == "caffe_bgr"
     state = pytorch_fcn_state()
     assert torch.equal(model.trunk.conv3_1.weight, state["conv3_1.weight"])
-    assert torch.equal(model.decoder.upscore8.weight, state["upscore8.weight"])
+    assert torch.equal(model.decoder.score_pool4.weight, state["score_pool4.weight"])
     summary = json.loads((repro / "reports/pretrain/summary.json").read_text())
     assert 0 <= summary["val/mean_iou"] <= 1
     # The trunk that classify froze is the imported one; finetune has moved it.

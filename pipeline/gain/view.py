@@ -37,7 +37,7 @@ class View:
         return resized(self.model.segment(self.features, self.seen), self.size)
 
     def attention(self, maps: Tensor) -> Tensor:
-        """Maps (N, h, w) of the attention layer as maps of the images, (N, H, W) in the same range."""
+        """Maps (N, h, w) of the attention layer as maps of the images, (N, H, W) in the same range but for rounding."""
         return resized(attention_to_image(maps, self.seen, self.model.attention_grid)[:, None], self.size)[:, 0]
 
 

@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 from pipeline.model.trunk import Features, at_least_float32, pool
 
+# Layers of the original network that upsample, and by how much. Their weights are fixed (Caffe: lr_mult 0).
+UPSAMPLING = {"upscore2": 2, "upscore_pool4": 2, "upscore8": 8}
 # Caffe's crops with padding 100: skip scores and output are cut to the upsampled map at these offsets.
 CAFFE_CROP_POOL4, CAFFE_CROP_POOL3, CAFFE_CROP_OUTPUT = 5, 9, 31
-# With padding 1 the upsampled map is the larger one; its border is cut to the skip score or to the image.
-CROP_UPSCORE2, CROP_UPSCORE8 = 1, 4
 
 
 class Decoder(nn.Module):
@@ -35,9 +35,6 @@ class Decoder(nn.Module):
         self.score_fr = nn.Conv2d(fc_channels, num_classes, kernel_size=1)
         self.score_pool3 = nn.Conv2d(pool3_channels, num_classes, kernel_size=1)
         self.score_pool4 = nn.Conv2d(pool4_channels, num_classes, kernel_size=1)
-        self.upscore2 = bilinear_upsampling(num_classes, factor=2)
-        self.upscore_pool4 = bilinear_upsampling(num_classes, factor=2)
-        self.upscore8 = bilinear_upsampling(num_classes, factor=8)
         for layer in (self.fc6, self.fc7):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
@@ -58,17 +55,19 @@ class Decoder(nn.Module):
             return self._fuse(at_least_float32(h), pool4, pool3, image_size)
 
     def _fuse(self, h: Tensor, pool4: Tensor, pool3: Tensor, image_size: tuple[int, int]) -> Tensor:
-        upscore2 = self.upscore2(self.score_fr(h))  # (B, N, H/16, W/16)
+        score_fr = self.score_fr(h)  # (B, N, H/32, W/32)
         score_pool4 = self.score_pool4(pool4 * self.skip_scales[0])  # (B, N, H/16, W/16)
         score_pool3 = self.score_pool3(pool3 * self.skip_scales[1])  # (B, N, H/8, W/8)
         if self.caffe_padding:
-            upscore2 = upscore2 + crop(score_pool4, CAFFE_CROP_POOL4, upscore2.shape[2:])
-            upscore_pool4 = self.upscore_pool4(upscore2)  # (B, N, H/8, W/8)
+            upscore2 = upsample_like_caffe(score_fr, UPSAMPLING["upscore2"])
+            fused = upscore2 + crop(score_pool4, CAFFE_CROP_POOL4, upscore2.shape[2:])
+            upscore_pool4 = upsample_like_caffe(fused, UPSAMPLING["upscore_pool4"])
             fused = upscore_pool4 + crop(score_pool3, CAFFE_CROP_POOL3, upscore_pool4.shape[2:])
-            return crop(self.upscore8(fused), CAFFE_CROP_OUTPUT, image_size)  # (B, N, H, W)
-        fused = crop(upscore2, CROP_UPSCORE2, score_pool4.shape[2:]) + score_pool4
-        fused = crop(self.upscore_pool4(fused), CROP_UPSCORE2, score_pool3.shape[2:]) + score_pool3
-        return crop(self.upscore8(fused), CROP_UPSCORE8, image_size)  # (B, N, H, W)
+            return crop(upsample_like_caffe(fused, UPSAMPLING["upscore8"]), CAFFE_CROP_OUTPUT, image_size)
+        # Each map covers what the finer one covers, and up to a cell more on the right and below.
+        fused = crop(upsample(score_fr, UPSAMPLING["upscore2"]), 0, score_pool4.shape[2:]) + score_pool4
+        fused = crop(upsample(fused, UPSAMPLING["upscore_pool4"]), 0, score_pool3.shape[2:]) + score_pool3
+        return crop(upsample(fused, UPSAMPLING["upscore8"]), 0, image_size)  # (B, N, H, W)
 
 
 def crop(x: Tensor, offset: int, size: tuple[int, int] | torch.Size) -> Tensor:
@@ -76,13 +75,28 @@ def crop(x: Tensor, offset: int, size: tuple[int, int] | torch.Size) -> Tensor:
     return x[:, :, offset : offset + size[0], offset : offset + size[1]]
 
 
-def bilinear_upsampling(num_classes: int, *, factor: int) -> nn.ConvTranspose2d:
-    """Transposed convolution that upsamples each class bilinearly; fixed, as in Caffe (lr_mult 0)."""
+def upsample(scores: Tensor, factor: int) -> Tensor:
+    """(B, N, h, w) to (B, N, factor h, factor w), bilinear between the centres of cells; beyond the last its value."""
+    return F.interpolate(scores, scale_factor=factor, mode="bilinear", align_corners=False)
+
+
+def upsample_like_caffe(scores: Tensor, factor: int) -> Tensor:
+    """(B, N, h, w) to (B, N, factor (h + 1), factor (w + 1)), bilinear between the centres of cells; beyond the last 0.
+
+    The same as the original's transposed convolution with `bilinear_kernel`, which multiplies each class by N kernels
+    of which N - 1 are 0.
+    """
+    edge = factor // 2
+    return upsample(F.pad(scores, [1] * 4), factor)[:, :, edge:-edge, edge:-edge]
+
+
+def bilinear_kernel(num_classes: int, factor: int) -> Tensor:
+    """(N, N, 2 factor, 2 factor): the weight of a transposed convolution of stride `factor` that upsamples bilinearly.
+
+    Source: FCN, section 3.3; `upsample_filt` of the authors' surgery.py.
+    """
     size = 2 * factor
-    layer = nn.ConvTranspose2d(num_classes, num_classes, kernel_size=size, stride=factor, bias=False)
-    positions = torch.arange(size, dtype=torch.float32)
-    ramp = 1.0 - (positions - (size - 1) / 2).abs() / factor
-    kernel = torch.zeros_like(layer.weight)
+    ramp = 1.0 - (torch.arange(size, dtype=torch.float32) - (size - 1) / 2).abs() / factor
+    kernel = torch.zeros(num_classes, num_classes, size, size)
     kernel[range(num_classes), range(num_classes)] = torch.outer(ramp, ramp)
-    layer.weight = nn.Parameter(kernel, requires_grad=False)
-    return layer
+    return kernel

@@ -1,7 +1,7 @@
 """FCN8s (Long et al., CVPR 2015) with a multi-label classifier on its last convolution.
 
 Layers keep the names of the Caffe model. Three parts, trained and frozen as wholes: `trunk` (conv1_1 to conv5_3),
-`decoder` (fc6 to upscore8) and `classifier` (GAP of pool5, three linear layers). Shapes are written for padding 1;
+`decoder` (fc6 to the scores) and `classifier` (GAP of pool5, three linear layers). Shapes are written for padding 1;
 with padding 100 the canvas is 198 pixels larger on each axis, as in Caffe.
 """
 

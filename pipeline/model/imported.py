@@ -16,7 +16,7 @@ from pipeline.base.sections import Architecture
 from pipeline.model.fcn8s import FCN8s
 from pipeline.model.foreign_files import read_checkpoint
 from pipeline.model.trunk import VGG16_BLOCKS, InputSpace
-from pipeline.model.weights import build_model, check_tensors, load_weights
+from pipeline.model.weights import build_model, check_tensors, load_weights, without_upsampling
 
 # What model.* of params.yaml must say for the weights to mean what they meant: of the trunk, and of the decoder.
 TRUNK_TRAINED_WITH: dict[str, dict[str, Any]] = {
@@ -81,6 +81,7 @@ def initial_model(
     )
     if (reason := _unusable_decoder(renamed, state)) is None:
         _check_architecture(source, architecture, DECODER_TRAINED_WITH[source])
+        renamed = without_upsampling(path, renamed)
     else:
         imported, renamed = ("trunk.",), {name: t for name, t in renamed.items() if not name.startswith("decoder.")}
     check_tensors(path, {name: tensor for name, tensor in state.items() if name.startswith(imported)}, renamed)

@@ -18,6 +18,7 @@ from pipeline.base.messages import one_line
 from pipeline.base.ranges import Section
 from pipeline.base.sections import Architecture, Resizing
 from pipeline.data.voc import MOST_CLASSES
+from pipeline.model.decoder import UPSAMPLING, bilinear_kernel
 from pipeline.model.fcn8s import FCN8s
 from pipeline.model.trunk import InputSpace
 
@@ -88,6 +89,7 @@ def load_weights(path: Path) -> tuple[FCN8s, tuple[str, ...]]:
     with torch.device("meta"):  # no memory, no random numbers: every tensor comes from the file
         model = FCN8s(len(network.class_names), network.architecture, input_space=network.input_space)
     model.scale = network.scale
+    tensors = without_upsampling(path, tensors)
     check_tensors(path, model.state_dict(), tensors)
     model.load_state_dict(tensors, assign=True)
     return model, network.class_names
@@ -114,6 +116,26 @@ def _described(path: Path, metadata: Mapping[str, str]) -> _Network:
     raise PipelineError(
         f"{path}: does not describe its network ({printable(problem)}); expected weights written by this project"
     )
+
+
+def without_upsampling(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file without the weights of the layers that upsample, which the network here does not have.
+
+    Raises:
+        PipelineError: they do something else than bilinear upsampling.
+    """
+    kept = dict(tensors)
+    for layer, factor in UPSAMPLING.items():
+        weight = kept.pop(f"decoder.{layer}.weight", None)
+        if weight is None:
+            continue
+        expected = bilinear_kernel(len(weight), factor) if weight.dim() else weight.new_zeros(1)
+        if weight.shape != expected.shape or not torch.allclose(weight.float().cpu(), expected, rtol=0, atol=1e-6):
+            raise PipelineError(
+                f"{path}: {layer} does not upsample bilinearly by {factor}, as the network here does with fixed "
+                "weights, so its scores would be others; take weights whose upsampling was not trained"
+            )
+    return kept
 
 
 def state_digest(module: nn.Module) -> str:

@@ -24,10 +24,8 @@ def frozen_modules(model: FCN8s, options: Training) -> dict[str, nn.Module]:
 
 
 def freeze(model: FCN8s, options: Training) -> None:
-    """What stands still gets no gradient; all else does, save the fixed bilinear upsampling."""
-    for part in FCN8s.PARTS:
-        for name, parameter in model.get_submodule(part).named_parameters():
-            parameter.requires_grad_(not name.startswith("upscore"))
+    """What stands still gets no gradient; all else does."""
+    model.requires_grad_(True)
     for module in frozen_modules(model, options).values():
         module.requires_grad_(False)
 

@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pipeline.base.sections import Architecture
+from pipeline.model.decoder import UPSAMPLING, bilinear_kernel
 from pipeline.model.fcn8s import AttentionGrid, FCN8s
 from pipeline.model.weights import build_model, load_weights, save_weights, state_digest
 
@@ -84,13 +85,18 @@ def test_loaded_network_keeps_its_architecture(weights):
     assert (loaded.attention_layer, loaded.attention_grid) == ("pool5", AttentionGrid(stride=32, padding=1))
 
 
-def test_fixed_upsampling_stays_fixed_after_loading(weights):
-    loaded, _ = load_weights(weights)
-    assert {name for name, parameter in loaded.named_parameters() if not parameter.requires_grad} == {
-        "decoder.upscore2.weight",
-        "decoder.upscore_pool4.weight",
-        "decoder.upscore8.weight",
-    }
+def test_file_with_the_fixed_upsampling_of_earlier_versions_is_read(weights):
+    fixed = {f"decoder__{layer}__weight": bilinear_kernel(4, factor) for layer, factor in UPSAMPLING.items()}
+    rewrite(weights, **fixed)
+    assert state_digest(load_weights(weights)[0]) == state_digest(lively_model())
+
+
+@pytest.mark.parametrize(
+    "change", [lambda w: w + 0.01, lambda w: w[:, :, :-1], lambda w: w[0, 0, 0, 0], torch.Tensor.isnan]
+)
+def test_other_upsampling_than_bilinear_is_refused(weights, refused, change):
+    rewrite(weights, decoder__upscore8__weight=change(bilinear_kernel(4, 8)).contiguous())
+    assert "upscore8 does not upsample bilinearly by 8" in refused(load_weights, weights)
 
 
 def test_only_the_weights_are_left_in_the_folder(weights):

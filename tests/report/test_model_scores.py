@@ -166,10 +166,11 @@ def test_deletion_scores_every_pair(sighted_model, test_set, held_out, size):
     expected = deletion_and_insertion(sighted_model, whole.image[images], maps, classes, num_steps=3, batch_size=9)
     scored = score_model(sighted_model, replace(held_out, faithfulness=test_set), OPTIONS, CPU)
     for name, values in zip(("deletion_auc", "insertion_auc"), expected, strict=True):
-        assert torch.allclose(scores[name], values, atol=1e-5)
+        # In batches of another size maps are rounded otherwise, and neighbours in rank may change places.
+        assert torch.allclose(scores[name], values, atol=1e-4)
         replicates = scored.replicates["attention"][name]
         means = [values[classes == c].mean() for c in classes.unique()]
-        assert float(replicates[0]) == pytest.approx(float(torch.stack(means).mean()), abs=1e-5)
+        assert float(replicates[0]) == pytest.approx(float(torch.stack(means).mean()), abs=1e-4)
         assert replicates.shape == (21,)
 
 

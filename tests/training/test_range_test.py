@@ -27,10 +27,11 @@ class Repeated(torch.utils.data.Dataset):
         pass
 
 
-def run(model, batch, **options):
+def run(model, batch, frozen=(), **options):
     data = Repeated(batch)
     loader = DataLoader(data, batch_size=2, sampler=DistributedSampler(data, num_replicas=1, rank=0))
-    task = task_of(model, loader, load_params(profile="smoke").finetune, {"segmentation": 1.0, "classification": 1.0})
+    training = load_params(profile="smoke").finetune.model_copy(update={"frozen": frozen})
+    task = task_of(model, loader, training, {"segmentation": 1.0, "classification": 1.0})
     return range_test(task, **options)
 
 
@@ -95,6 +96,7 @@ def test_a_useful_range_is_found_and_divergence_ends_the_test(tiny_model, batch)
 
 def test_frozen_parts_stand_still(tiny_model, batch):
     model = tiny_model()
-    before = {name: p.clone() for name, p in model.decoder.named_parameters() if name.startswith("upscore")}
-    run(model, batch, lowest=1e-3, highest=1e-2, num_steps=5)
-    assert all(torch.equal(p, dict(model.decoder.named_parameters())[name]) for name, p in before.items())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    run(model, batch, frozen=("trunk", "classifier"), lowest=1e-3, highest=1e-2, num_steps=5)
+    moved = {name.split(".")[0] for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved == {"decoder"}
