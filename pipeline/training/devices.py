@@ -1,11 +1,15 @@
 """Which device and precision to compute with: explicit, visible, never a silent fall-back."""
 
+import ctypes
 import os
+import platform
 from dataclasses import dataclass
 
 import torch
 
 from pipeline.base.errors import PipelineError
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,24 @@ def make_deterministic(device: Device) -> None:
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=device.accelerator != "cpu")
+    if device.accelerator == "cpu":
+        _keep_freed_memory()
     # Filling fresh memory guards against reading it uninitialised, which nothing here does; it costs 2 % of a step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what is freed, up to the peak, instead of giving each large tensor back to the system.
+
+    The system fills memory with zeros, page by page, before it hands it out again: a third of a step at full width. The
+    peak grows, by a fifth there, since what lies between tensors cannot be given back. Where the user has set
+    MALLOC_MMAP_MAX_ or MALLOC_TRIM_THRESHOLD_, and on systems without glibc, nothing is changed.
+    """
+    if platform.libc_ver()[0] != "glibc" or {"MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys():
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_MAX, 0)
+    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _multiplies_bfloat16(accelerator: str) -> bool:

@@ -1,8 +1,11 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from pipeline.base.errors import PipelineError
-from pipeline.training.devices import choose_device
+from pipeline.training import devices
+from pipeline.training.devices import M_MMAP_MAX, M_TRIM_THRESHOLD, choose_device, make_deterministic
 
 
 @pytest.fixture
@@ -38,3 +41,29 @@ def test_half_precision_needs_a_gpu():
     with pytest.raises(PipelineError, match=r"runtime\.precision: 16-mixed needs a GPU"):
         choose_device("cpu", "16-mixed")
     assert choose_device("cpu", "bf16-mixed").precision == "bf16-mixed"
+
+
+@pytest.fixture
+def allocator(monkeypatch):
+    """What the C library is told."""
+    told = []
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=lambda *given: told.append(given)))
+    for name in ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"):
+        monkeypatch.delenv(name, raising=False)
+    return told
+
+
+@pytest.mark.parametrize(
+    ("library", "setting", "expected"),
+    [
+        ("glibc", "", [(M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1)]),
+        ("glibc", "MALLOC_MMAP_MAX_", []),  # the user's own
+        ("musl", "", []),
+    ],
+)
+def test_freed_memory_is_kept_where_glibc_lets_it(allocator, monkeypatch, library, setting, expected):
+    monkeypatch.setattr(devices.platform, "libc_ver", lambda: (library, ""))
+    if setting:
+        monkeypatch.setenv(setting, "65536")
+    make_deterministic(choose_device("cpu", "32-true"))
+    assert allocator == expected
