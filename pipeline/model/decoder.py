@@ -29,15 +29,15 @@ class Decoder(nn.Module):
         pool3_channels, pool4_channels, pool5_channels = (max(1, int(c * width)) for c in (256, 512, 512))
         self.caffe_padding = padding == 100
         self.skip_scales = skip_scales
-        self.fc6 = nn.Conv2d(pool5_channels, fc_channels, kernel_size=7, padding=0 if self.caffe_padding else 3)
-        self.fc7 = nn.Conv2d(fc_channels, fc_channels, kernel_size=1)
+        self.fc6 = FullyConnected(pool5_channels, fc_channels, side=7, margin=0 if self.caffe_padding else 3)
+        self.fc7 = FullyConnected(fc_channels, fc_channels, side=1, margin=0)
         self.dropout = nn.Dropout2d(dropout)
         self.score_fr = nn.Conv2d(fc_channels, num_classes, kernel_size=1)
         self.score_pool3 = nn.Conv2d(pool3_channels, num_classes, kernel_size=1)
         self.score_pool4 = nn.Conv2d(pool4_channels, num_classes, kernel_size=1)
-        for layer in (self.fc6, self.fc7):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        for dense in (self.fc6, self.fc7):
+            nn.init.kaiming_normal_(dense.weight, nonlinearity="relu")
+            nn.init.zeros_(dense.bias)  # type: ignore[arg-type]
         for layer in (self.score_fr, self.score_pool3, self.score_pool4):
             nn.init.zeros_(layer.weight)  # as in the paper: scores start at 0
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
@@ -68,6 +68,31 @@ class Decoder(nn.Module):
         fused = crop(upsample(score_fr, UPSAMPLING["upscore2"]), 0, score_pool4.shape[2:]) + score_pool4
         fused = crop(upsample(fused, UPSAMPLING["upscore_pool4"]), 0, score_pool3.shape[2:]) + score_pool3
         return crop(upsample(fused, UPSAMPLING["upscore8"]), 0, image_size)  # (B, N, H, W)
+
+
+class FullyConnected(nn.Conv2d):
+    """VGG16's fully connected layers as convolutions with few positions and many weights.
+
+    In 16 bits they are computed as what they are, one matrix product over the windows of all positions: a convolution
+    sorts 103 million weights of fc6 anew in each pass, which takes longer than to multiply by them. In float32 the
+    convolution is faster. The result is the same but for rounding.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, side: int, margin: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=side, padding=margin)
+        self.side, self.margin = side, margin  # cells of the window, and of zeros around the map
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, K, h, w) to (B, out_channels, h', w')."""
+        return self.product(x) if x.dtype in (torch.bfloat16, torch.float16) else super().forward(x)
+
+    def product(self, x: Tensor) -> Tensor:
+        """The same as one matrix product, whatever the type."""
+        padded = F.pad(x, [self.margin] * 4).permute(0, 2, 3, 1)
+        windows = padded.unfold(1, self.side, 1).unfold(2, self.side, 1)  # (B, h', w', K, side, side)
+        rows = windows.permute(0, 1, 2, 4, 5, 3).flatten(3)  # channels last, as the weights lie in memory
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)
+        return F.linear(rows, weight, self.bias).permute(0, 3, 1, 2)
 
 
 def crop(x: Tensor, offset: int, size: tuple[int, int] | torch.Size) -> Tensor:

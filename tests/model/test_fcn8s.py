@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from sections import full_architecture_section, training_section
 
-from pipeline.model.decoder import UPSAMPLING, bilinear_kernel, upsample, upsample_like_caffe
+from pipeline.model.decoder import UPSAMPLING, FullyConnected, bilinear_kernel, upsample, upsample_like_caffe
 from pipeline.model.fcn8s import AttentionGrid, FCN8s
 from pipeline.model.trunk import pool
 from pipeline.training.optimization import freeze
@@ -65,6 +65,33 @@ def test_padding_100_is_a_pad_of_99_before_padding_1(tiny_model):
     first, second = model.features(image).conv5_3, model.features(image).conv5_3
     assert torch.equal(first, second)
     assert conv1_1.padding == (1, 1)
+
+
+@pytest.mark.parametrize(("side", "margin"), [(7, 3), (7, 0), (1, 0)])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_fully_connected_layers_as_a_product_are_the_convolution(side, margin, memory):
+    layer = FullyConnected(3, 5, side=side, margin=margin).double().to(memory_format=memory)
+    x = torch.randn(2, 3, 9, 8, dtype=torch.float64).contiguous(memory_format=memory)
+    of_product, of_convolution = (x.clone().requires_grad_() for _ in range(2))
+    product, convolution = layer.product(of_product), layer(of_convolution)
+    assert torch.allclose(product, convolution, rtol=0, atol=1e-12)
+    weights = torch.randn_like(convolution)
+    grads, expected = (
+        torch.autograd.grad((result * weights).sum(), [given, layer.weight, layer.bias])
+        for given, result in ((of_product, product), (of_convolution, convolution))
+    )
+    for found, slow in zip(grads, expected, strict=True):
+        assert torch.allclose(found, slow, rtol=0, atol=1e-11)
+
+
+def test_sixteen_bits_take_the_product_and_agree_with_float32():
+    layer = FullyConnected(3, 5, side=7, margin=3)
+    x = torch.randn(2, 3, 9, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        short = layer(x.bfloat16())
+    assert short.dtype == torch.bfloat16
+    assert torch.equal(short, layer.bfloat16().product(x.bfloat16()))
+    assert torch.allclose(short.float(), layer.float()(x), atol=0.02)
 
 
 @pytest.mark.parametrize("factor", sorted(set(UPSAMPLING.values())))
