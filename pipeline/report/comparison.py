@@ -21,6 +21,7 @@ from pipeline.report.model_scores import ModelScores, ScoreOptions, score_model
 from pipeline.report.tables import best_guided, reference_model
 from pipeline.training.devices import choose_device, make_deterministic
 
+SCORED_IN = "32-true"  # whatever precision the models were trained in
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 
 
@@ -59,7 +60,7 @@ def compare(params: Params, space: Workspace, progress: Progress) -> Comparison:
     Raises:
         PipelineError: an input is missing or damaged, or the machine lacks what params.yaml asks for.
     """
-    device = choose_device(params.runtime.device, params.runtime.precision)
+    device = choose_device(params.runtime.device, SCORED_IN)
     make_deterministic(device)
     print(f"evaluate: on {device.reason}", flush=True)
     for doubt in params.doubts:
