@@ -1,6 +1,5 @@
 """Make test images with object and ground separated from images and masks of the test split."""
 
-import os
 from collections import Counter
 
 from pipeline.base.errors import warn
@@ -11,10 +10,9 @@ from pipeline.data.manifest import read_manifest
 from pipeline.data.voc import read_class_names
 from pipeline.datasets.counterfactual.making import make_sets, plan_of
 from pipeline.datasets.counterfactual.plan import said
+from pipeline.datasets.parallel import usable_cores
 from pipeline.tracking.progress import progress_bar
 from stages.run import run_stage
-
-NUM_WORKERS = min(os.cpu_count() or 1, 16)  # a container may own fewer cores than it sees
 
 
 def counterfactual(params: Params, space: Workspace) -> None:
@@ -25,7 +23,7 @@ def counterfactual(params: Params, space: Workspace) -> None:
         atomic_folder(space.counterfactual) as folder,
         progress_bar("counterfactual: objects", len(plan.cutouts)) as advance,
     ):
-        made = make_sets(space.data, plan, folder, params.counterfactual, num_workers=NUM_WORKERS, on_object=advance)
+        made = make_sets(space.data, plan, folder, params.counterfactual, num_workers=usable_cores(), on_object=advance)
     sizes = Counter(row.split for row in made)
     counts = ", ".join(f"{name} {size}" for name, size in sizes.items()) or "no image: no object can be separated"
     print(f"counterfactual: {counts}", flush=True)

@@ -12,6 +12,14 @@ from typing import Any
 
 from pipeline.base.errors import PipelineError
 
+MOST_PROCESSES = 16  # more would wait for the disk
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, which in a container or under a scheduler may be fewer than the machine has."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_PROCESSES)
+
 
 @contextmanager
 def parallel_map(num_workers: int, *, chunksize: int = 1) -> Iterator[Any]:
