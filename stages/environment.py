@@ -3,7 +3,8 @@
 import sys
 from importlib.util import find_spec
 
-NEEDED = ("torch", "mlflow", "dvc", "pydantic", "pandas")  # a Python that has these is the project's
+# What the stages compute with. Without DVC, MLflow and Prefect they run too, one by one, and record nothing in MLflow.
+NEEDED = ("torch", "torchvision", "lightning_fabric", "safetensors", "pydantic", "pandas", "yaml", "rich")
 
 if missing := [name for name in NEEDED if find_spec(name) is None]:
     sys.exit(

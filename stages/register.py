@@ -2,7 +2,9 @@
 
 import json
 from collections import Counter
+from importlib.util import find_spec
 
+from pipeline.base.errors import PipelineError
 from pipeline.base.files import write_json, write_text
 from pipeline.base.profile import Params
 from pipeline.base.workspace import Workspace
@@ -19,6 +21,8 @@ from stages.run import run_stage
 
 def register(params: Params, space: Workspace) -> None:
     """reports/evaluate and models/ to a model version; reports/register has its card and says which weights it has."""
+    if find_spec("mlflow") is None:
+        raise PipelineError("MLflow is not installed, and the model registry is MLflow's; install it, and rerun")
     name, evaluated = params.register_.registered_model_name, space.reports / "evaluate"
     scores = json.loads((evaluated / "metrics.json").read_text(encoding="utf-8"))
     validation = json.loads((evaluated / "validation.json").read_text(encoding="utf-8"))

@@ -18,6 +18,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
@@ -38,12 +39,20 @@ WAITING = f"what was missed waits in {SPOOLS} for the next stage or `gain sync`;
 
 
 class Tracking:
-    """The sender process of a stage, as a context manager; open it before the slow imports."""
+    """The sender process of a stage, as a context manager; open it before the slow imports.
+
+    Where MLflow is not installed, one line says so, and what is recorded waits.
+    """
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.tracking.sender"], stdin=subprocess.PIPE, text=True
-        )
+        self._process: subprocess.Popen[str] | None = None
+        if find_spec("mlflow") is None:
+            print(
+                f"MLflow is not installed, so tracking is off: the record stays in {SPOOLS} (`gain sync`)", flush=True
+            )
+        else:
+            command = [sys.executable, "-m", "pipeline.tracking.sender"]
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
 
     def __enter__(self) -> "Tracking":
         return self
@@ -51,6 +60,8 @@ class Tracking:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if self._process is None:
+            return
         try:
             self._process.communicate(timeout=FINISH_SECONDS)
         except subprocess.TimeoutExpired:
@@ -60,6 +71,8 @@ class Tracking:
 
     def send(self, name: str) -> None:
         """Make the sender send the spool `name` from now on; if the sender has died, warn."""
+        if self._process is None:
+            return
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(f"{name}\n")
