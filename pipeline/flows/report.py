@@ -22,6 +22,7 @@ from pipeline.base.profile import Params
 from pipeline.base.secrets import cleaned, without_secrets
 from pipeline.base.workspace import Workspace
 from pipeline.flows.dag import StagePlan
+from pipeline.flows.display import Display
 from pipeline.flows.flow_run import record_device
 from pipeline.release.registry import find_runs, select_variant
 from pipeline.report.tables import Scores, flat_scores, results_table
@@ -63,18 +64,20 @@ class Report:
         self._device = ""
         self._started = time.monotonic()
         self._artifact: UUID | None = None
+        self._display = Display()
         self._updated = 0.0
 
     @contextmanager
     def published(self) -> Iterator[None]:
         """Shows the progress while the block runs, and the rest at its end, also if a stage fails."""
-        self._artifact = create_progress_artifact(0.0, key="progress", description="Stages done, epochs included")  # type: ignore[assignment]
+        self._show(0.0, last=True)
         try:
-            yield
+            with self._display.running():
+                yield
+                self._show(100.0, last=True)
         except PipelineError:
             self._publish()
             raise
-        self._show(100.0, last=True)
         self._publish()
 
     def starts(self) -> None:
@@ -95,7 +98,7 @@ class Report:
     def see_device(self, device: str) -> None:
         """The running stage has chosen its device, which becomes a tag of the run."""
         self._device = device
-        record_device(device)
+        self._display.show(f"device {device}", lambda: record_device(device))
 
     def sentence(self) -> str:
         """How many stages ran, and the name of the experiment."""
@@ -104,10 +107,17 @@ class Report:
         return f"{text}; experiment {self.experiment}" if self.experiment else text
 
     def _show(self, percent: float, *, last: bool = False) -> None:
-        if self._artifact is None or (not last and time.monotonic() - self._updated < UPDATE_SECONDS):
+        if not last and time.monotonic() - self._updated < UPDATE_SECONDS:
             return
         self._updated = time.monotonic()
-        update_progress_artifact(self._artifact, progress=min(percent, 100.0))
+        self._display.show("progress", lambda: self._send(min(percent, 100.0)))
+
+    def _send(self, percent: float) -> None:
+        if self._artifact is None:
+            description = "Stages done, epochs included"
+            self._artifact = create_progress_artifact(percent, key="progress", description=description)  # type: ignore[assignment]
+        else:
+            update_progress_artifact(self._artifact, progress=percent)
 
     def _publish(self) -> None:
         """The summary and, if the models were evaluated, their scores."""

@@ -1,6 +1,7 @@
 """What a run shows in Prefect, with the artifacts kept in a dictionary instead of on a server."""
 
 import json
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,16 @@ from pipeline.flows.outcome import RunFailedError
 from pipeline.flows.report import Report
 
 SCORES = {"pretrained": 0.1, "control": 0.2, "gain": 0.4, "gain_ext": 0.3}
+
+
+class AtOnce:
+    """A display that does not leave anything to a thread."""
+
+    def running(self):
+        return nullcontext()
+
+    def show(self, _, send):
+        send()
 
 
 @pytest.fixture
@@ -29,6 +40,7 @@ def artifacts(monkeypatch) -> dict[str, object]:
     monkeypatch.setattr(report, "find_runs", lambda weights: ("1", {name: f"run-of-{name}" for name in weights}))
     monkeypatch.setattr(report, "record_device", lambda tag: kept.update(device=tag))
     monkeypatch.setattr(report, "UPDATE_SECONDS", 0.0)
+    monkeypatch.setattr(report, "Display", AtOnce)
     return kept
 
 
