@@ -87,10 +87,34 @@ def changes(folder: Path) -> dict[str, str]:
     return {stage: "; ".join(_reasons(entries)) for stage, entries in status.items()}
 
 
-def cache_folder(folder: Path) -> Path:
-    """Where DVC keeps what the stages of this checkout made."""
-    with _repository(folder) as repository:
-        return Path(repository.cache.local_cache_dir)
+def share_cache(checkout: Path, clone: Path) -> None:
+    """Let a clone use the DVC cache of a checkout, by links where the disk has them: data is there once.
+
+    A hard link cannot be written through, as DVC makes its files read-only; outputs are removed before a stage runs.
+    """
+    with _repository(checkout) as repository:
+        cache = repository.cache.local_cache_dir
+    with _repository(clone) as repository, repository.config.edit("local") as config:
+        config.setdefault("cache", {}).update({"dir": str(cache), "type": "reflink,hardlink,copy"})
+
+
+def push_uncached(folder: Path, stage: str) -> None:
+    """Send the outputs of a stage that have `cache: false` to the default remote, where the run-cache needs them too.
+
+    `dvc push --run-cache` (3.67) sends the run without them, so that no other machine can restore it.
+
+    Raises:
+        PipelineError: the remote refuses.
+    """
+    from dvc.exceptions import DvcException
+
+    try:
+        with _repository(folder) as repository:
+            found = repository.stage.load_one(path=str(folder / "dvc.yaml"), name=stage)
+            if objects := {out.hash_info for out in found.outs if not out.use_cache}:
+                repository.cloud.push(objects)
+    except DvcException as error:
+        raise PipelineError(f"{folder}: {stage}: {' '.join(str(error).split())}") from error
 
 
 def _repository(folder: Path) -> Any:

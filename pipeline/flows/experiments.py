@@ -9,23 +9,33 @@ and `apply` find it. `dvc exp run --temp` would start again from the first epoch
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from prefect import get_run_logger
 
 from pipeline.base.errors import PipelineError
 from pipeline.base.files import atomic_folder
 from pipeline.base.overrides import explained, unused_changes
-from pipeline.base.params import load_params, read_document
+from pipeline.base.params import Document, load_params, read_document
 from pipeline.base.profile import Params
 from pipeline.flows import dag
 from pipeline.tracking.tracker import SPOOLS
 
 RUNS = Path(".runs")
+KEPT_DAYS = 14  # of a clone whose run failed, so that a retry can go on in it
 IDENTITY = {"user.name": "gain", "user.email": "gain@localhost"}  # of commits that no branch contains
+
+SIMPLE = re.compile(r"([A-Za-z_][\w-]*(?:\.[\w-]+)*)=")  # an override of one key by its dotted name
 
 
 @dataclass(frozen=True)
@@ -37,8 +47,19 @@ class Experiment:
     params: Params
 
 
-def prepare_experiment(checkout: Path, overrides: Sequence[str], name: str = "") -> Experiment:
+@contextmanager
+def held_checkout(checkout: Path) -> Iterator[None]:
+    """No other flow works in the checkout itself while the block runs; one that does is waited for."""
+    with _held(checkout, "checkout"):
+        yield
+
+
+@contextmanager
+def prepared_experiment(checkout: Path, overrides: Sequence[str], name: str = "") -> Iterator[Experiment]:
     """A clone of `checkout` at its commit, with what is changed there in tracked files and with `overrides` on top.
+
+    It is this run's alone while the block runs: an equal run waits for its end, and then finds in the DVC cache what
+    this one made.
 
     Args:
         overrides: as `dvc exp run -S` takes them, such as "seed=1" or "pretrain.num_epochs=2".
@@ -54,33 +75,109 @@ def prepare_experiment(checkout: Path, overrides: Sequence[str], name: str = "")
     tree = git(checkout, "rev-parse", f"{changed or 'HEAD'}^{{tree}}")
     digest = hashlib.sha256(json.dumps([commit, tree, list(overrides)]).encode()).hexdigest()[:12]
     folder = checkout / RUNS / digest
-    if not folder.exists():
-        with atomic_folder(folder) as partial:
-            _clone(checkout, partial, commit, tree)
-            apply_overrides(partial / "params.yaml", overrides)
-    return Experiment(name or f"run-{digest}", folder, load_params(folder / "params.yaml"))
+    with _held(checkout, digest):
+        remove_old_clones(checkout)
+        if not folder.exists():
+            with atomic_folder(folder) as partial:
+                _clone(checkout, partial, commit, tree)
+                apply_overrides(partial / "params.yaml", overrides)
+        yield Experiment(name or f"run-{digest}", folder, load_params(folder / "params.yaml"))
+
+
+def remove_old_clones(checkout: Path) -> None:
+    """Delete clones that no run has begun in, or gone on with, for KEPT_DAYS; but for those in use, and those whose
+    record waits for MLflow.
+    """
+    limit = time.time() - KEPT_DAYS * 86_400
+    for lock in (checkout / RUNS).glob("*.lock"):
+        if lock.stat().st_mtime < limit:
+            with suppress(Timeout), FileLock(lock, blocking=False):
+                if discard(lock.with_suffix("")):
+                    lock.unlink()
+
+
+@contextmanager
+def _held(checkout: Path, name: str) -> Iterator[None]:
+    (checkout / RUNS).mkdir(exist_ok=True)
+    lock = FileLock(checkout / RUNS / f"{name}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        get_run_logger().info("another run works in %s; this one waits for its end", checkout / RUNS / name)
+        lock.acquire()
+    try:
+        os.utime(lock.lock_file)  # by it, an old clone is known
+        yield
+    finally:
+        lock.release()
 
 
 def apply_overrides(path: Path, overrides: Sequence[str]) -> None:
     """Change `path` as `dvc exp run -S` would; refuses what would change nothing that the chosen profile reads.
 
     Raises:
-        PipelineError: see `prepare_experiment`.
+        PipelineError: see `prepared_experiment`.
     """
+    before = read_document(path)
+    _apply(path, overrides)
+    _check(path, before, read_document(path))
+
+
+def check_overrides(document: Document, overrides: Sequence[str], folder: Path) -> None:
+    """`apply_overrides` to params.yaml that is read already, its result thrown away: in a tenth of the time.
+
+    Args:
+        folder: for files that the next call overwrites.
+
+    Raises:
+        PipelineError: see `prepared_experiment`.
+    """
+    path, small = folder / "params.yaml", folder / "touched.json"
+    touched = _touched(document, overrides)
+    small.write_text(json.dumps(touched), encoding="utf-8")
+    _apply(small, overrides)
+    changed = json.loads(small.read_text(encoding="utf-8"))
+    profiles = {**document.get("profiles", {}), **changed.get("profiles", {})}
+    kept = {key: value for key, value in document.items() if key in changed or key not in touched}
+    after = {**kept, **changed, "profiles": profiles}
+    path.write_text(json.dumps(after), encoding="utf-8")  # JSON is YAML
+    _check(path, document, after)
+
+
+def _touched(document: Document, overrides: Sequence[str]) -> dict[str, Any]:
+    """The part of params.yaml in which the overrides lie, as far as they are simple; else all of it."""
+    part: dict[str, Any] = {}
+    for override in overrides:
+        if (simple := SIMPLE.match(override)) is None:
+            return dict(document)
+        section, *rest = simple[1].split(".")
+        if section == "profiles" and rest and isinstance(document.get("profiles"), dict):
+            of_profiles = part.setdefault("profiles", {})
+            if rest[0] in document["profiles"]:
+                of_profiles[rest[0]] = document["profiles"][rest[0]]
+        elif section in document:
+            part[section] = document[section]
+    return part
+
+
+def _apply(path: Path, overrides: Sequence[str]) -> None:
     from dvc.exceptions import DvcException
     from dvc.utils.hydra import apply_overrides as apply
 
-    before = read_document(path)
     try:
         apply(str(path), list(overrides))
-        load_params(path)
-    except PipelineError as error:
-        raise PipelineError(f"overrides: {str(error).removeprefix(f'{path}: ')}") from error
     except (DvcException, ValueError, TypeError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         reason = "params.yaml has no such key" if reason.startswith("Could not override") else reason
         raise PipelineError(f"overrides: {', '.join(overrides)}: {reason}; write KEY=VALUE as in -S") from error
-    after = read_document(path)
+
+
+def _check(path: Path, before: Document, after: Document) -> None:
+    """Whether `path`, which holds `after`, can be used, and whether all that differs from `before` is."""
+    try:
+        load_params(path)
+    except PipelineError as error:
+        raise PipelineError(f"overrides: {str(error).removeprefix(f'{path}: ')}") from error
     if unused := unused_changes(before, after):
         raise PipelineError(f"overrides: {unused[0]} changes nothing: {explained(unused[0], after)}")
 
@@ -96,11 +193,12 @@ def push_experiment(checkout: Path, name: str) -> None:
     _dvc(checkout, "exp", "push", "--force", "--no-cache", "origin", name)
 
 
-def discard(experiment: Experiment) -> bool:
-    """Delete the clone, unless a record in it still waits for MLflow; whether it is gone."""
-    if any((experiment.folder / SPOOLS).glob("*/events.jsonl")):
+def discard(folder: Path) -> bool:
+    """Delete a clone, unless a record in it still waits for MLflow; whether it is gone."""
+    if any((folder / SPOOLS).glob("*/events.jsonl")):
         return False
-    shutil.rmtree(experiment.folder)
+    if folder.exists():
+        shutil.rmtree(folder)
     return True
 
 
@@ -130,7 +228,7 @@ def _clone(checkout: Path, folder: Path, commit: str, tree: str) -> None:
     local = checkout / ".dvc" / "config.local"
     if local.exists():
         shutil.copy(local, folder / ".dvc" / "config.local")
-    _dvc(folder, "config", "--local", "cache.dir", str(dag.cache_folder(checkout)))
+    dag.share_cache(checkout, folder)
 
 
 def _dvc(folder: Path, *arguments: str) -> None:

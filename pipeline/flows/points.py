@@ -10,9 +10,12 @@ from uuid import UUID
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
+from prefect.client.schemas.sorting import ArtifactSort
 
 from pipeline.base.errors import PipelineError
-from pipeline.flows.experiments import apply_overrides
+from pipeline.base.params import PARAMS, read_document
+from pipeline.flows.experiments import check_overrides
+from pipeline.flows.workers import pages
 
 
 def sweep_points(grid: Mapping[str, Sequence[Any]] | None, points: Sequence[Sequence[str]] | None) -> list[list[str]]:
@@ -37,30 +40,32 @@ def check_points(points: Sequence[Sequence[str]], profile: str | None) -> None:
     """Every point can be applied to params.yaml: asked of all before the first one trains.
 
     Raises:
-        PipelineError: see `apply_overrides`.
+        PipelineError: see `prepared_experiment`.
     """
-    text = Path("params.yaml").read_text(encoding="utf-8")
+    document, chosen = read_document(PARAMS), [f"profile={profile}"] if profile else []
     with tempfile.TemporaryDirectory() as folder:
         for point in points:
-            path = Path(folder) / "params.yaml"
-            path.write_text(text, encoding="utf-8")
-            apply_overrides(path, [*([f"profile={profile}"] if profile else []), *point])
+            check_overrides(document, [*chosen, *point], Path(folder))
 
 
-def best_scores(flow_run_id: UUID) -> dict[str, float]:
-    """Scores of the best candidate of a point, from the table that its run left with the server.
+def best_scores(flow_run_ids: Sequence[UUID]) -> dict[UUID, dict[str, float]]:
+    """Scores of the best candidate of each point, from the tables that the runs left with the server.
 
     The one that begins with `val/` is of validation images, and points should be chosen by it; the others are of test
     images.
     """
+    found: dict[UUID, dict[str, float]] = {}
     with get_client(sync_client=True) as client:
-        artifacts = client.read_artifacts(
-            artifact_filter=ArtifactFilter(
-                flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]), key=ArtifactFilterKey(any_=["scores"])
-            )
-        )
-    if not artifacts:
-        return {}
-    rows = json.loads(str(artifacts[0].data))
-    best = next((row for row in rows if row.pop("best")), None)
-    return {name: value for name, value in (best or {}).items() if isinstance(value, float)}
+        for page in pages(flow_run_ids):
+            of_runs, named = ArtifactFilterFlowRunId(any_=page), ArtifactFilterKey(any_=["scores"])
+            wanted = ArtifactFilter(flow_run_id=of_runs, key=named)
+            # A run that was tried again has left several, the newest first.
+            for artifact in client.read_artifacts(artifact_filter=wanted, sort=ArtifactSort.CREATED_DESC):
+                if artifact.flow_run_id is not None:
+                    found.setdefault(artifact.flow_run_id, _of_best(json.loads(str(artifact.data))))
+    return found
+
+
+def _of_best(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    best = next((row for row in rows if row["best"]), {})
+    return {name: value for name, value in best.items() if isinstance(value, float)}

@@ -9,6 +9,7 @@ from prefect.states import Completed
 
 from pipeline.base.params import load_params
 from pipeline.flows import dag
+from pipeline.flows.experiments import held_checkout
 from pipeline.flows.flow_run import ended_with_parent
 from pipeline.flows.outcome import completed, one_line_failures, require_completed
 from pipeline.flows.promote import promote
@@ -33,8 +34,9 @@ def retrain(refresh_data: bool = True, dry_run: bool = False, share: bool = Fals
     check_services(checkout, share=share)
     if refresh_data:
         report = Report(checkout, params, dag.plan(checkout, ["download"]))
-        for stage in report.plan:
-            reproduce(stage, report, share=share, force=stage.name == "download")
+        with held_checkout(checkout):
+            for stage in report.plan:
+                reproduce(stage, report, share=share, force=stage.name == "download")
     changed = dag.changes(checkout)
     for name, what in changed.items():
         get_run_logger().info("%s: %s", name, what)

@@ -64,6 +64,7 @@ def reproduce_stage(stage: str, report: Report, share: bool, force: bool) -> Sta
         ran = _dvc(["repro", "--single-item", *options, stage], report)
         if share and ran:
             _dvc(["push", "--run-cache", stage], report)
+            dag.push_uncached(report.folder, stage)
     except PipelineError as error:
         return failed(error)
     except Exception as error:

@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import State
 
 from pipeline.base.params import load_params
 from pipeline.flows import dag
-from pipeline.flows.experiments import discard, prepare_experiment, push_experiment, save_experiment
+from pipeline.flows.experiments import discard, held_checkout, prepared_experiment, push_experiment, save_experiment
 from pipeline.flows.flow_run import ended_with_parent, record_device, visible_gpus
 from pipeline.flows.outcome import completed, one_line_failures
 from pipeline.flows.report import Report
@@ -44,18 +44,25 @@ def train(
     """
     checkout, params = Path.cwd(), load_params()
     changes = [*([f"profile={profile}"] if profile not in (None, params.profile) else []), *(overrides or [])]
-    clone = prepare_experiment(checkout, changes, experiment) if changes else None
-    folder, params = (clone.folder, clone.params) if clone else (checkout, params)
-    report = Report(folder, params, dag.plan(folder, targets or []), experiment=clone.name if clone else "")
-    check_services(folder, share=share)
+    if not changes:
+        with held_checkout(checkout):
+            return completed(_run(Report(checkout, params, dag.plan(checkout, targets or [])), share=share))
+    with prepared_experiment(checkout, changes, experiment) as clone:
+        report = Report(clone.folder, clone.params, dag.plan(clone.folder, targets or []), experiment=clone.name)
+        sentence = _run(report, share=share)
+        save_experiment(clone, [stage.name for stage in report.plan])
+        if share:
+            push_experiment(checkout, clone.name)
+        if not discard(clone.folder):
+            get_run_logger().warning("%s is kept: its MLflow record waits for the server", clone.folder)
+    return completed(sentence)
+
+
+def _run(report: Report, *, share: bool) -> str:
+    """Every stage of the plan; how many ran."""
+    check_services(report.folder, share=share)
     record_device(visible_gpus())
     with report.published():
         for stage in report.plan:
             reproduce(stage, report, share=share)
-        if clone:
-            save_experiment(clone, [stage.name for stage in report.plan])
-            if share:
-                push_experiment(checkout, clone.name)
-    if clone and not discard(clone):
-        get_run_logger().warning("%s is kept: its MLflow record waits for the server", clone.folder)
-    return completed(report.sentence())
+    return report.sentence()

@@ -1,28 +1,61 @@
-"""Many runs of one deployment, shared by the workers of its pool."""
+"""Many runs of one deployment, shared by the workers of its pool.
+
+What is kept of a run is its id and its state, and what is asked of the server does not grow with the runs that have
+ended: so a sweep may have thousands.
+"""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
+from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterIdempotencyKey
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 
 from pipeline.base.errors import PipelineError
+from pipeline.flows.flow_run import current_flow_run
 
+T = TypeVar("T")
 POLL_SECONDS = 2.0
+POOL_SECONDS = 10.0  # between two looks at the pool
 UNATTENDED_SECONDS = 60.0  # without a worker, after which the runs are cancelled
+PAGE = 200  # runs in one answer, the most that the server gives
 
 
-def run_on_workers(runs: Sequence[Mapping[str, Any]], deployment: str, max_parallel: int) -> list[FlowRun]:
+@dataclass(frozen=True)
+class Child:
+    """A run of the deployment, as it was seen last."""
+
+    identity: UUID
+    state_name: str
+    running: bool
+    final: bool
+    completed: bool
+
+    @staticmethod
+    def of(run: FlowRun) -> "Child":
+        """What matters of a run that the server knows."""
+        state = run.state
+        if state is None:
+            return Child(run.id, "", running=False, final=False, completed=False)
+        return Child(run.id, state.name or "", state.is_running(), state.is_final(), state.is_completed())
+
+
+def run_on_workers(runs: Sequence[Mapping[str, Any]], deployment: str, max_parallel: int | None) -> list[Child]:
     """Run all as runs of `deployment` until each has ended; when this flow ends early, so do they.
+
+    When this flow is tried again, runs that have completed are not run again, and runs that go on are waited for.
 
     Args:
         runs: parameters of each, its name as `experiment` among them.
-        max_parallel: runs that have not ended, at most.
+        max_parallel: runs that have not ended, at most; as many as the pool takes without.
 
     Returns:
         The runs, in the order of `runs`, completed or not.
@@ -30,67 +63,118 @@ def run_on_workers(runs: Sequence[Mapping[str, Any]], deployment: str, max_paral
     Raises:
         PipelineError: deployment or pool do not exist, or no worker has been online for `UNATTENDED_SECONDS`.
     """
-    children: list[FlowRun] = []
     with get_client(sync_client=True) as client:
-        pool = _pool_of(client, deployment)
+        pool = _Pool(client, deployment)
+        children = _of_earlier_tries(client, len(runs))
+        waiting = iter([index for index in range(len(runs)) if index not in children])
         attended = time.monotonic()
         try:
-            while len(children) < len(runs) or _unfinished(children):
-                while len(children) < len(runs) and len(_unfinished(children)) < max_parallel:
-                    children.append(_start(deployment, runs[len(children)]))
+            while True:
+                free = (max_parallel or pool.capacity()) - len(_unfinished(children))
+                for index in islice(waiting, max(free, 0)):
+                    children[index] = Child.of(_start(deployment, runs[index], index))
+                if not (open_runs := _unfinished(children)):
+                    break
                 time.sleep(POLL_SECONDS)
-                children = [child if _is_final(child) else client.read_flow_run(child.id) for child in children]
-                open_runs = _unfinished(children)
-                if not open_runs or any(_is_running(child) for child in open_runs) or _has_worker(client, pool):
+                children |= (open_runs := _seen_again(client, open_runs))
+                if any(child.running for child in open_runs.values()) or pool.num_online():
                     attended = time.monotonic()
                 if time.monotonic() - attended > UNATTENDED_SECONDS:
-                    raise PipelineError(_no_worker(pool))
+                    raise PipelineError(pool.no_worker())
         finally:
-            for child in _unfinished(children):
+            for child in _unfinished(children).values():
                 with suppress(Exception):  # the others must be cancelled too
-                    client.set_flow_run_state(child.id, Cancelling(message="its sweep ended"))
-    return children
+                    client.set_flow_run_state(child.identity, Cancelling(message="its sweep ended"))
+    return [children[index] for index in range(len(runs))]
 
 
-def _start(deployment: str, parameters: Mapping[str, Any]) -> FlowRun:
+class _Pool:
+    """The work pool of a deployment, which exists and has a worker; asked again every POOL_SECONDS."""
+
+    def __init__(self, client: SyncPrefectClient, deployment: str) -> None:
+        self._client = client
+        create = f"`prefect deploy --name '{deployment}'` creates it as prefect.yaml says"
+        try:
+            name = client.read_deployment_by_name(deployment).work_pool_name
+        except ObjectNotFound:
+            raise PipelineError(f"no deployment {deployment!r}; {create}") from None
+        if name is None:
+            raise PipelineError(f"the deployment {deployment} has no work pool; {create}")
+        self._name, self._limit, self._num_online, self._asked = name, 0, 0, 0.0
+        if self.num_online() == 0:
+            raise PipelineError(self.no_worker())
+
+    def num_online(self) -> int:
+        """Workers that the server calls online."""
+        self._ask()
+        return self._num_online
+
+    def capacity(self) -> int:
+        """Runs that the pool takes at once: its concurrency limit, or one for each worker; at least 1."""
+        self._ask()
+        return self._limit or max(self._num_online, 1)
+
+    def no_worker(self) -> str:
+        """What to say where none is online."""
+        return f"no worker of the pool {self._name} is online; `prefect worker start --pool {self._name}`"
+
+    def _ask(self) -> None:
+        if self._asked and time.monotonic() - self._asked < POOL_SECONDS:
+            return
+        try:
+            self._limit = self._client.read_work_pool(self._name).concurrency_limit or 0
+            workers = self._client.read_workers_for_work_pool(self._name)
+        except ObjectNotFound:
+            create = f"`prefect work-pool create {self._name}`"
+            raise PipelineError(f"the work pool {self._name} does not exist; {create}") from None
+        self._num_online = sum(str(worker.status.value) == "ONLINE" for worker in workers)
+        self._asked = time.monotonic()
+
+
+def _start(deployment: str, parameters: Mapping[str, Any], index: int) -> FlowRun:
     return run_deployment(  # type: ignore[return-value]
-        deployment, parameters=dict(parameters), timeout=0, flow_run_name=parameters["experiment"]
+        deployment,
+        parameters=dict(parameters),
+        timeout=0,
+        flow_run_name=parameters["experiment"],
+        idempotency_key=_key(index, current_flow_run().run_count),
     )
 
 
-def _unfinished(runs: Sequence[FlowRun]) -> list[FlowRun]:
-    return [run for run in runs if not _is_final(run)]
+def _key(index: int, attempt: int) -> str:
+    """By which the server knows a run that a try of this flow has started, so that no try starts it again."""
+    return f"{current_flow_run().id}-{index}-{attempt}"
 
 
-def _is_final(run: FlowRun) -> bool:
-    return run.state is not None and run.state.is_final()
+def _of_earlier_tries(client: SyncPrefectClient, num_runs: int) -> dict[int, Child]:
+    """By index, runs of earlier tries of this flow that have completed or go on; one that failed is run again."""
+    found: dict[int, Child] = {}
+    keys = {_key(i, attempt): i for attempt in range(current_flow_run().run_count) for i in range(num_runs)}
+    for page in pages(keys):
+        wanted = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=page))
+        for run in client.read_flow_runs(flow_run_filter=wanted, limit=PAGE):
+            child = Child.of(run)
+            if child.completed or not child.final:
+                found[keys[str(run.idempotency_key)]] = child
+    return found
 
 
-def _is_running(run: FlowRun) -> bool:
-    return run.state is not None and run.state.is_running()
+def _seen_again(client: SyncPrefectClient, children: Mapping[int, Child]) -> dict[int, Child]:
+    places = {child.identity: index for index, child in children.items()}
+    seen: dict[int, Child] = {}
+    for page in pages(places):
+        wanted = FlowRunFilter(id=FlowRunFilterId(any_=page))
+        for run in client.read_flow_runs(flow_run_filter=wanted, limit=PAGE):
+            seen[places[run.id]] = Child.of(run)
+    return seen
 
 
-def _pool_of(client: SyncPrefectClient, deployment: str) -> str:
-    """Name of the work pool, which exists and has a worker."""
-    create = f"`prefect deploy --name '{deployment}'` creates it as prefect.yaml says"
-    try:
-        pool: str | None = client.read_deployment_by_name(deployment).work_pool_name
-    except ObjectNotFound:
-        raise PipelineError(f"no deployment {deployment!r}; {create}") from None
-    if pool is None:
-        raise PipelineError(f"the deployment {deployment} has no work pool; {create}")
-    if not _has_worker(client, pool):
-        raise PipelineError(_no_worker(pool))
-    return pool
+def pages(items: Iterable[T]) -> Iterator[list[T]]:
+    """The items in lists of PAGE."""
+    rest = iter(items)
+    while page := list(islice(rest, PAGE)):
+        yield page
 
 
-def _has_worker(client: SyncPrefectClient, pool: str) -> bool:
-    try:
-        workers = client.read_workers_for_work_pool(pool)
-    except ObjectNotFound:
-        raise PipelineError(f"the work pool {pool} does not exist; `prefect work-pool create {pool}`") from None
-    return any(str(worker.status.value) == "ONLINE" for worker in workers)
-
-
-def _no_worker(pool: str) -> str:
-    return f"no worker of the pool {pool} is online; `prefect worker start --pool {pool}`"
+def _unfinished(children: Mapping[int, Child]) -> dict[int, Child]:
+    return {index: child for index, child in children.items() if not child.final}

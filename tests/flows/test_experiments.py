@@ -1,13 +1,28 @@
 """The stages of dvc.yaml as a flow sees them, and clones for runs with other parameters."""
 
+import os
 import shutil
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
-from checkouts import checkout, dvc_checkout, git, git_checkout, set_params
+from checkouts import PATIENCE, checkout, dvc_checkout, git, git_checkout, python, set_params
+from filelock import FileLock
 
-from pipeline.flows import dag
-from pipeline.flows.experiments import discard, prepare_experiment
+from pipeline.base.params import load_params, read_document
+from pipeline.flows import dag, experiments
+from pipeline.flows.experiments import (
+    KEPT_DAYS,
+    apply_overrides,
+    check_overrides,
+    discard,
+    held_checkout,
+    prepared_experiment,
+    remove_old_clones,
+)
 
 pytestmark = pytest.mark.system
 
@@ -79,14 +94,21 @@ def test_clone_has_uncommitted_changes_and_overrides_and_leaves_the_checkout_alo
     set_params(folder, {".pretrain.num_epochs": 7})
     (folder / "prefect.yaml").unlink()
     before = git(folder, "status", "--short"), (folder / "params.yaml").read_bytes()
-    first = prepare_experiment(folder, ["seed=3"], "three")
-    assert (first.name, first.params.seed, first.params.pretrain.num_epochs) == ("three", 3, 7)
-    assert not (first.folder / "prefect.yaml").exists()
+    with prepared_experiment(folder, ["seed=3"], "three") as first:
+        assert (first.name, first.params.seed, first.params.pretrain.num_epochs) == ("three", 3, 7)
+        assert not (first.folder / "prefect.yaml").exists()
     assert (git(folder, "status", "--short"), (folder / "params.yaml").read_bytes()) == before
     assert git(folder, "stash", "list") == ""
-    again, other = prepare_experiment(folder, ["seed=3"]), prepare_experiment(folder, ["seed=4"])
-    assert again.folder == first.folder != other.folder
-    assert dag.cache_folder(first.folder) == dag.cache_folder(folder)
+    with prepared_experiment(folder, ["seed=3"]) as again, prepared_experiment(folder, ["seed=4"]) as other:
+        assert again.folder == first.folder != other.folder
+    cache = python(folder, "-m", "dvc", "cache", "dir").stdout
+    assert python(first.folder, "-m", "dvc", "cache", "dir").stdout == cache
+    assert python(first.folder, "-m", "dvc", "config", "cache.type").stdout.strip() == "reflink,hardlink,copy"
+
+
+def begun(checkout: Path, overrides: list[str]) -> None:
+    with prepared_experiment(checkout, overrides):
+        raise AssertionError("it was to be refused")
 
 
 @pytest.mark.parametrize(
@@ -101,22 +123,80 @@ def test_clone_has_uncommitted_changes_and_overrides_and_leaves_the_checkout_alo
     ],
 )
 def test_refused_overrides_leave_no_clone(repository, refused, override, message):
-    assert message in refused(prepare_experiment, repository, [override])
-    assert not list((repository / ".runs").iterdir())
+    assert message in refused(begun, repository, [override])
+    assert not [path for path in (repository / ".runs").iterdir() if path.is_dir()]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "sed=3", "seed=-3", "seed", "profile=smok", "profiles.study.pretrain.num_epochs=1", "profiles.none.seed=1",
+        "profiles.smoke.pretrain.num_epochs=x", "pretrain.num_epochs=1", "++pretrain.nothing=1", "seed=[1,2",
+    ],
+)  # fmt: skip
+def test_checked_overrides_are_refused_as_applied_ones_are(repository, tmp_path, refused, override):
+    """The fast check of many points beside the slow one."""
+    document = read_document(repository / "params.yaml")
+    shutil.copy(repository / "params.yaml", tmp_path / "slow.yaml")
+    slow = refused(apply_overrides, tmp_path / "slow.yaml", [override])
+    assert refused(check_overrides, document, [override], tmp_path) == slow
+
+
+@pytest.mark.parametrize(
+    "override", ["seed=3", "++profiles.smoke.pretrain.learning_rate=1e-05", "++seed=4", "profile=embedded"]
+)
+def test_checked_overrides_are_taken_as_applied_ones_are(repository, tmp_path, override):
+    document = read_document(repository / "params.yaml")
+    shutil.copy(repository / "params.yaml", tmp_path / "slow.yaml")
+    apply_overrides(tmp_path / "slow.yaml", [override])
+    check_overrides(document, [override], tmp_path)
+    assert load_params(tmp_path / "params.yaml") == load_params(tmp_path / "slow.yaml")
 
 
 def test_without_git_other_parameters_are_refused(tmp_path, refused):
     folder = checkout(tmp_path / "repo")
-    assert "need a Git checkout with a commit" in refused(prepare_experiment, folder, ["seed=3"])
+    assert "need a Git checkout with a commit" in refused(begun, folder, ["seed=3"])
 
 
 def test_clone_with_a_record_that_waits_is_kept(tmp_path):
     folder = git_checkout(tmp_path / "repo")
-    experiment = prepare_experiment(folder, ["seed=3"])
-    waiting = experiment.folder / ".tracking" / "gain-1"
-    waiting.mkdir(parents=True)
-    (waiting / "events.jsonl").write_text("{}\n")
-    assert not discard(experiment)
-    shutil.rmtree(waiting)
-    assert discard(experiment)
+    with prepared_experiment(folder, ["seed=3"]) as experiment:
+        waiting = experiment.folder / ".tracking" / "gain-1"
+        waiting.mkdir(parents=True)
+        (waiting / "events.jsonl").write_text("{}\n")
+        assert not discard(experiment.folder)
+        shutil.rmtree(waiting)
+        assert discard(experiment.folder)
     assert not experiment.folder.exists()
+
+
+def test_equal_runs_work_one_after_the_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "get_run_logger", lambda: SimpleNamespace(info=lambda *_: waits.set()))
+    folder, waits, order = tmp_path, threading.Event(), []
+
+    def second() -> None:
+        with held_checkout(folder):
+            order.append("second")
+
+    with held_checkout(folder):
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert waits.wait(PATIENCE)
+        order.append("first")
+    thread.join(PATIENCE)
+    assert order == ["first", "second"]
+
+
+def test_old_clones_are_removed_unless_they_are_in_use(tmp_path):
+    runs = tmp_path / ".runs"
+    for name in ("old", "new", "used", "waits"):
+        (runs / name / ".tracking" / "gain").mkdir(parents=True)
+        (runs / f"{name}.lock").touch()
+        if name != "new":
+            long_ago = time.time() - (KEPT_DAYS + 1) * 86_400
+            os.utime(runs / f"{name}.lock", (long_ago, long_ago))
+    (runs / "waits" / ".tracking" / "gain" / "events.jsonl").touch()
+    with FileLock(runs / "used.lock"):
+        os.utime(runs / "used.lock", (long_ago, long_ago))
+        remove_old_clones(tmp_path)
+    assert sorted(path.name for path in runs.iterdir() if path.is_dir()) == ["new", "used", "waits"]
