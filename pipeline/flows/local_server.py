@@ -6,14 +6,16 @@ Prefect has for that falls short (3.8.8): `server start --background` writes no 
 drops what stands in brackets, and fails at a line with "[/".
 """
 
+import hashlib
 import itertools
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -61,19 +63,34 @@ def run_flow(deployment: str, parameters: Mapping[str, Any]) -> int:
     """
     url = _server()
     page = without_secrets(url).removesuffix("/api")
-    with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+    with _client(url) as client, ThreadPoolExecutor(1) as background:
         # Two cores start one worker and one deployment in half the time of all; a training needs no more to begin with.
-        run = None
         if deployment.startswith("train/"):
             _set_up(client, url, POOLS[:1], deployment)
-            run = _create_run(client, deployment, parameters, page)
-        _set_up(client, url, POOLS, "*/local")
-        _install_automation(client, url)
+            rest = background.submit(_set_up_all, url)
+        else:
+            _set_up_all(url)
+            rest = None
         print(f"Prefect: {page}; in a shell: export PREFECT_API_URL={page}/api", flush=True)
-        run = run or _create_run(client, deployment, parameters, page)
+        run = _create_run(client, deployment, parameters, page)
         state = _watch(client, run.id, page)
+        if rest is not None:
+            rest.result()
     print(f"{deployment}: {state.name}: {state.message or ''}", flush=True)
     return 0 if state.is_completed() else 1
+
+
+@contextmanager
+def _client(url: str) -> Iterator[SyncPrefectClient]:
+    with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+        yield client
+
+
+def _set_up_all(url: str) -> None:
+    """Both pools, all deployments on this machine and the automation; in a thread it has a client of its own."""
+    with _client(url) as client:
+        _set_up(client, url, POOLS, "*/local")
+        _install_automation(client, url)
 
 
 def _server() -> str:
@@ -117,7 +134,7 @@ def _set_up(client: SyncPrefectClient, url: str, pools: Sequence[str], deploymen
     for pool in pools:
         with suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
-        worker = f"{socket.gethostname()}-{pool}"
+        worker = _worker_name(pool)
         if not _has_worker(client, pool, worker):
             limit = ["--limit", "1"] if pool == "gpu" else []
             command = [*PREFECT, "worker", "start", "--pool", pool, "--name", worker, *limit]
@@ -125,14 +142,21 @@ def _set_up(client: SyncPrefectClient, url: str, pools: Sequence[str], deploymen
     _prefect(url, "deploy", "--name", deployments)
 
 
-def _has_worker(client: SyncPrefectClient, pool: str, worker: str) -> bool:
-    """Whether a worker takes runs of the pool: one that was started here, or one that the server calls online.
+def _worker_name(pool: str) -> str:
+    """The machine, the pool, and which of the checkouts on this machine, so that each knows its own worker."""
+    checkout = hashlib.sha256(str(Path.cwd()).encode()).hexdigest()[:6]
+    return f"{socket.gethostname()}-{pool}-{checkout}"
 
-    The server calls one that has just died online as well; of those started here, the process itself is looked at.
+
+def _has_worker(client: SyncPrefectClient, pool: str, worker: str) -> bool:
+    """Whether a worker takes runs of the pool: one that was started here, or another that the server calls online.
+
+    The server calls one that has died online for a while, too, and for good if it died with it: of this checkout's own
+    worker, the process is looked at.
     """
     local = [process for process in started() if process.name == f"worker of {pool}"]
     online = {found.name for found in client.read_workers_for_work_pool(pool) if found.status.value == "ONLINE"}
-    return any(process.is_alive() for process in local) or bool(online - ({worker} if local else set()))
+    return any(process.is_alive() for process in local) or bool(online - {worker})
 
 
 def _install_automation(client: SyncPrefectClient, url: str) -> None:

@@ -82,14 +82,28 @@ def test_a_server_that_goes_away_is_one_line(refused):
     assert "http://127.0.0.1:4200 does not answer any more" in message
 
 
-def test_a_worker_that_has_just_died_is_replaced(tmp_path, monkeypatch):
+def test_a_worker_that_has_died_is_replaced(tmp_path, monkeypatch):
+    """Just now, or in a crash that took the server along, which still has it among those online."""
     monkeypatch.chdir(tmp_path)
-    server = Server(online=["here-gpu"])
-    assert local_server._has_worker(server, "gpu", "here-gpu")  # of another checkout
+    worker = local_server._worker_name("gpu")
+    server = Server(online=[worker])
+    assert not local_server._has_worker(server, "gpu", worker)
     write_json(processes.STARTED, [{"name": "worker of gpu", "pid": psutil.Process().pid, "created": 1.0, "url": ""}])
-    assert not local_server._has_worker(server, "gpu", "here-gpu")
-    server.online.append("elsewhere-gpu")
-    assert local_server._has_worker(server, "gpu", "here-gpu")
+    assert not local_server._has_worker(server, "gpu", worker)
+    write_json(
+        processes.STARTED,
+        [{"name": "worker of gpu", "pid": psutil.Process().pid, "created": psutil.Process().create_time(), "url": ""}],
+    )
+    assert local_server._has_worker(server, "gpu", worker)
+
+
+def test_a_worker_of_another_checkout_or_machine_is_enough(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    worker = local_server._worker_name("gpu")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert local_server._worker_name("gpu") != worker
+    assert local_server._has_worker(Server(online=[worker]), "gpu", local_server._worker_name("gpu"))
 
 
 @pytest.mark.system
