@@ -6,7 +6,7 @@ PYTHON ?= $(shell for name in $(BIN)/python python3.11 python3.12 python3.13 pyt
 	$$name -c '$(SUPPORTED)' 2> /dev/null && echo $$name && break; done)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro study photos-study check test lint units all-tests team-test fault-test ui-test flow down doctor bench docs format ui lock clean git-repository
+.PHONY: help repro study photos-study check test lint units all-tests team-test fault-test ui-test k8s-check gpu-check flow down doctor bench docs format ui lock clean git-repository
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -89,6 +89,16 @@ ui: $(BIN)/.installed ## the runs in MLflow's UI on http://127.0.0.1:5000
 
 ui-test: $(BIN)/.installed ## MLflow's views, the page of an evaluation and gain demo in a browser (needs Debian's chromium)
 	$(BIN)/pytest tests/browser
+
+# In an environment of its own: beside the locked packages, prefect-kubernetes changes what Prefect's server needs.
+k8s-check: ## whether Prefect and Kubernetes take deploy/kubernetes-job.json (installs prefect-kubernetes into .k8s)
+	test -x .k8s/bin/prefect || $(PYTHON) -m venv .k8s
+	.k8s/bin/pip install --quiet prefect==3.8.8 prefect-kubernetes 'fastapi<0.151'
+	PREFECT_LOGGING_LEVEL=ERROR PREFECT_SERVER_ANALYTICS_ENABLED=false .k8s/bin/python deploy/check_kubernetes.py
+
+# A machine with a GPU need not have the environment of the project: torch and what the stages compute with are enough.
+gpu-check: ## on a machine with a GPU: its tests, the stages of profile smoke, the benchmarks; writes benchmarks/*-cuda.json
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,python3) -m benchmarks.gpu_check
 
 lock: $(BIN)/.installed ## resolve requirements.lock again, for Python 3.11 to 3.13 (needs uv)
 	uv pip compile --universal --generate-hashes --python-version 3.11 --group dev \
