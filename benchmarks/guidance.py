@@ -13,6 +13,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ from pipeline.gain.losses import Criterion, classification_loss, segmentation_lo
 from pipeline.gain.network import GuidedNetwork, class_pairs
 from pipeline.model.fcn8s import AttentionGrid, FCN8s
 from pipeline.tracking.throughput import TrainingFlops, peak_flops, training_flops
-from pipeline.training.devices import choose_device
+from pipeline.training.devices import choose_device, make_deterministic
 
 CLASSES, SIDE = 20, 320
 LABELS = (1, 2)  # classes of the images of a batch: 1.5 an image
@@ -79,6 +80,7 @@ def main() -> None:
     torch.manual_seed(0)
     chosen = choose_device("auto", "auto")
     device = chosen.torch_device
+    make_deterministic(chosen)  # as every training and evaluation does
     batch, warm_up, map_rounds, step_rounds, peer_rounds = EFFORTS[device.type]
     precisions = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if chosen.precision == "bf16-mixed" else {})
     maps, steps, utilisation = {}, {}, {}
@@ -125,6 +127,8 @@ def _ratios(maps: Mapping[str, Timings], steps: Mapping[str, Timings], peers: Ti
     best = list(maps)[-1]
     for name, seconds in maps.items():
         ratios[f"forward pass with all maps / forward pass, {name}"] = seconds["with maps"] / seconds["forward"]
+        by_autograd = seconds["maps by autograd"] / seconds["maps alone"]
+        ratios[f"autograd at conv5_3 per class / all maps with the pass that they need, {name}"] = by_autograd
     for peer, alone in peers.items():
         for name in maps:
             ratios[f"{peer}, fp32 / all maps with the pass that they need, {name}"] = alone / maps[name]["maps alone"]
@@ -202,14 +206,31 @@ def _map_sides(device: torch.device, dtype: torch.dtype, batch: int) -> dict[str
             attention = class_attention(model, features.conv5_3) if maps else None
             return seg_logits, model.classify(features.conv5_3), attention
 
+    def by_autograd() -> None:
+        """Grad-CAM as a careful person writes it: the trunk once without a gradient, then a backward pass per class
+        from its logit to conv5_3.
+        """
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            with torch.no_grad():
+                conv5_3 = model.features(image).conv5_3
+            conv5_3.requires_grad_()
+            logits = model.classify(conv5_3)
+            for index in range(CLASSES):
+                (gradient,) = torch.autograd.grad(logits[:, index].sum(), conv5_3, retain_graph=True)
+                (gradient.mean(dim=(2, 3), keepdim=True) * conv5_3).sum(dim=1).relu()
+
     return {
         "forward": lambda: forward(True, False),
         "with maps": lambda: forward(True, True),
         "maps alone": lambda: forward(False, True),
+        "maps by autograd": by_autograd,
     }
 
 
 def _peer_sides(device: torch.device, batch: int) -> dict[str, Callable[[], object]]:
+    if find_spec("captum") is None or find_spec("pytorch_grad_cam") is None:
+        print("captum and grad-cam are not installed, so they are left out", flush=True)
+        return {}
     # Imported here: their imports would count as memory of a step.
     import captum.attr
     from pytorch_grad_cam import GradCAM

@@ -23,7 +23,7 @@ from benchmarks.guidance import (
     step_of,
 )
 from pipeline.base.files import write_json
-from pipeline.training.devices import choose_device
+from pipeline.training.devices import choose_device, make_deterministic
 
 SIDE = 512
 STEPS = ("plain", "gain", "gain, activations recomputed", "reference")
@@ -69,6 +69,7 @@ def _measured(side: str, batch_size: int) -> list[float]:
 def _step(side: str, batch_size: str) -> list[float]:
     """MiB before a step, with gradients and momentum in place, and at its peak."""
     chosen = choose_device("auto", "auto")
+    make_deterministic(chosen)  # as every training does
     device = chosen.torch_device
     reference = side == "reference"
     model = network(device, padding=100 if reference else 1).train()
