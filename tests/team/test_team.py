@@ -153,12 +153,17 @@ def test_two_workers_share_servers_and_remote(postgres, tmp_path):
         call("work-pool", "create", "gpu-cluster", "--type", "process")
         call("deploy", "--name", "*/cluster")
         call("automation", "create", "--from-file", "deploy/heartbeat.yaml")
-        for index in range(2):
-            home = tmp_path / f"worker{index}"
+        (tmp_path / "workspace").mkdir()  # the volume of all pods
+        pod = {**base, "GAIN_WORKSPACE": str(tmp_path / "workspace")}
+
+        def start_worker(index: int) -> None:
+            home, visible = tmp_path / f"worker{index}", {**pod, "CUDA_VISIBLE_DEVICES": str(index)}
             home.mkdir()
             start = ["worker", "start", "--pool", "gpu-cluster", "--name", f"gpu{index}", "--limit", "2"]
-            visible = {**base, "CUDA_VISIBLE_DEVICES": str(index)}
             stack.enter_context(running([*prefect, *start], None, tmp_path / f"{home.name}.log", cwd=home, env=visible))
+
+        for index in range(2):
+            start_worker(index)
         call("deployment", "run", "train/cluster", "--watch", "--param", "profile=smoke")
         points = [["seed=0", f"profiles.smoke.finetune.num_epochs={n}"] for n in (1, 3, 4)]
         sweep = [
@@ -195,4 +200,9 @@ def test_two_workers_share_servers_and_remote(postgres, tmp_path):
         state = f"{prefect_url}/api/flow_runs/{identity}"
         assert requests.get(state, timeout=10).json()["state_name"] == "Running"
         assert becomes(lambda: requests.get(state, timeout=10).json()["state_name"] == "Crashed", 150)
+        start_worker(2)  # another machine, which has the volume alone
+        call("flow-run", "retry", identity)
+        assert becomes(lambda: "pretrain: resuming after epoch" in (tmp_path / "worker2.log").read_text(), PATIENCE)
+        call("flow-run", "cancel", identity)
+        assert becomes(lambda: requests.get(state, timeout=10).json()["state_name"] in ("Cancelled", "Crashed"), 150)
     assert len(git(source, "for-each-ref", "refs/exps").splitlines()) >= len(points)
