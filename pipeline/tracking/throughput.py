@@ -5,11 +5,12 @@ not count.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -31,8 +32,11 @@ DATA_SHEETS = {
     "A10": 125e12,
     "T4": 65e12,
 }
-MATRIX_SIDE = {"cpu": 1024, "cuda": 8192, "mps": 2048}  # of the product that is timed where no data sheet applies
-ROUNDS = 4  # of that product; the fastest counts
+# What is timed where no data sheet applies: a matrix product, and a convolution of this many channels each way.
+# Libraries differ in which they are better at.
+MATRIX_SIDE, MAP_SIDE = {"cpu": 1024, "cuda": 8192, "mps": 2048}, {"cpu": 64, "cuda": 256, "mps": 128}
+CHANNELS, KERNEL = 512, 3
+ROUNDS = 4  # of each; the fastest counts
 
 
 class TrainingFlops(NamedTuple):
@@ -71,7 +75,7 @@ def training_flops(network: GuidedNetwork, criterion: Criterion, image_size: tup
 
 
 def peak_flops(device: torch.device, precision: str) -> Peak:
-    """Of the data sheet where it has one for `precision`, else of the fastest of a few large matrix products.
+    """Of the data sheet where it has one for `precision`, else of the fastest of a few products and convolutions.
 
     Args:
         precision: as Lightning Fabric names it.
@@ -82,11 +86,20 @@ def peak_flops(device: torch.device, precision: str) -> Peak:
             if part in name:
                 return Peak(flops, "data sheet")
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision, torch.float32)
-    side = MATRIX_SIDE[device.type]
+    side, map_side = MATRIX_SIDE[device.type], MAP_SIDE[device.type]
     matrix = torch.ones((side, side), dtype=dtype, device=device)
-    with _as_convolutions_multiply(device):
-        seconds = min(_seconds(matrix) for _ in range(ROUNDS))
-    return Peak(2.0 * side**3 / seconds, f"matrix product of side {side}")
+    image, weight = (
+        torch.ones(shape, dtype=dtype, device=device).contiguous(memory_format=torch.channels_last)
+        for shape in ((1, CHANNELS, map_side, map_side), (CHANNELS, CHANNELS, KERNEL, KERNEL))
+    )
+    with _as_convolutions_multiply(device), torch.no_grad():
+        product = min(_seconds(lambda: matrix @ matrix) for _ in range(ROUNDS))
+        convolution = min(_seconds(lambda: F.conv2d(image, weight, padding=KERNEL // 2)) for _ in range(ROUNDS))
+    of_convolution = 2.0 * (CHANNELS * KERNEL * map_side) ** 2 / convolution
+    return max(
+        Peak(2.0 * side**3 / product, f"matrix product of side {side}"),
+        Peak(of_convolution, f"convolution of {CHANNELS} channels on {map_side} x {map_side}"),
+    )
 
 
 def utilisation(
@@ -129,7 +142,7 @@ def _as_convolutions_multiply(device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _seconds(matrix: Tensor) -> float:
+def _seconds(compute: Callable[[], Tensor]) -> float:
     begin = time.perf_counter()
-    float((matrix @ matrix)[0, 0])  # waits for the device
+    float(compute().flatten()[0])  # waits for the device
     return time.perf_counter() - begin

@@ -10,6 +10,7 @@ from pipeline.gain.losses import Criterion
 from pipeline.gain.network import GuidedNetwork
 from pipeline.model.trunk import VGG16_BLOCKS
 from pipeline.model.weights import state_digest
+from pipeline.tracking import throughput
 from pipeline.tracking.throughput import Peak, TrainingFlops, peak_flops, training_flops, utilisation
 from pipeline.training.loop import freeze
 
@@ -80,8 +81,17 @@ def test_utilisation_by_hand():
 
 def test_peak_without_a_data_sheet_is_measured():
     peak = peak_flops(torch.device("cpu"), "32-true")
-    assert peak.source == "matrix product of side 1024"
+    assert peak.source in ("matrix product of side 1024", "convolution of 512 channels on 64 x 64")
     assert 1e9 < peak.flops < 1e14
+
+
+def test_peak_is_that_of_the_faster_of_two_kinds_of_work(monkeypatch):
+    """A library may be better at convolutions than at products; a share of the slower one could exceed 1."""
+    took = {"product": 1.0, "convolution": 0.1}
+    kinds = iter(["product"] * 4 + ["convolution"] * 4)
+    monkeypatch.setattr(throughput, "_seconds", lambda _: took[next(kinds)])
+    peak = peak_flops(torch.device("cpu"), "32-true")
+    assert peak == Peak(pytest.approx(2 * 512 * 512 * 9 * 64 * 64 / 0.1), "convolution of 512 channels on 64 x 64")
 
 
 def test_peak_of_a_known_gpu_is_its_data_sheet(monkeypatch):
