@@ -180,9 +180,9 @@ def test_profiles_on_the_pages_load_and_are_short(page, block, tmp_path):
 
 @pytest.mark.parametrize("page", TEXTS)
 def test_targets_and_commands_that_the_pages_name_exist(page):
-    targets = re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+    targets = re.findall(r"^([a-z0-9-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
     shown = commands(TEXTS[page])
-    assert not set(re.findall(r"(?:^|[ `(])make ([a-z][a-z-]*)", shown, re.MULTILINE)) - set(targets)
+    assert not set(re.findall(r"(?:^|[ `(])make ([a-z][a-z0-9-]*)", shown, re.MULTILINE)) - set(targets)
     known = typer.main.get_command(app).commands
     for name, options in re.findall(r"(?:^|[ `(])gain ([a-z][a-z-]*)([^`\n#]*)", shown, re.MULTILINE):
         assert name in known, f"gain {name}"
