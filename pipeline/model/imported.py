@@ -81,7 +81,7 @@ def initial_model(
     )
     if (reason := _unusable_decoder(renamed, state)) is None:
         _check_architecture(source, architecture, DECODER_TRAINED_WITH[source])
-        renamed = without_upsampling(path, renamed)
+        renamed = without_upsampling(path, renamed, len(class_names) + 1)
     else:
         imported, renamed = ("trunk.",), {name: t for name, t in renamed.items() if not name.startswith("decoder.")}
     check_tensors(path, {name: tensor for name, tensor in state.items() if name.startswith(imported)}, renamed)

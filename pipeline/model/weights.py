@@ -89,7 +89,7 @@ def load_weights(path: Path) -> tuple[FCN8s, tuple[str, ...]]:
     with torch.device("meta"):  # no memory, no random numbers: every tensor comes from the file
         model = FCN8s(len(network.class_names), network.architecture, input_space=network.input_space)
     model.scale = network.scale
-    tensors = without_upsampling(path, tensors)
+    tensors = without_upsampling(path, tensors, len(network.class_names) + 1)
     check_tensors(path, model.state_dict(), tensors)
     model.load_state_dict(tensors, assign=True)
     return model, network.class_names
@@ -118,8 +118,11 @@ def _described(path: Path, metadata: Mapping[str, str]) -> _Network:
     )
 
 
-def without_upsampling(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def without_upsampling(path: Path, tensors: Mapping[str, Tensor], num_classes: int) -> dict[str, Tensor]:
     """The tensors of a file without the weights of the layers that upsample, which the network here does not have.
+
+    Args:
+        num_classes: of the segmentation, background included.
 
     Raises:
         PipelineError: they do something else than bilinear upsampling.
@@ -129,8 +132,11 @@ def without_upsampling(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, T
         weight = kept.pop(f"decoder.{layer}.weight", None)
         if weight is None:
             continue
-        expected = bilinear_kernel(len(weight), factor) if weight.dim() else weight.new_zeros(1)
-        if weight.shape != expected.shape or not torch.allclose(weight.float().cpu(), expected, rtol=0, atol=1e-6):
+        shape = (num_classes, num_classes, 2 * factor, 2 * factor)
+        if weight.shape != shape:
+            found = tuple(weight.shape)
+            raise PipelineError(f"{path}: tensor decoder.{layer}.weight has shape {found}, expected {shape}")
+        if not torch.allclose(weight.float().cpu(), bilinear_kernel(num_classes, factor), rtol=0, atol=1e-6):
             raise PipelineError(
                 f"{path}: {layer} does not upsample bilinearly by {factor}, as the network here does with fixed "
                 "weights, so its scores would be others; take weights whose upsampling was not trained"

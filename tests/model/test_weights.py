@@ -91,12 +91,18 @@ def test_file_with_the_fixed_upsampling_of_earlier_versions_is_read(weights):
     assert state_digest(load_weights(weights)[0]) == state_digest(lively_model())
 
 
-@pytest.mark.parametrize(
-    "change", [lambda w: w + 0.01, lambda w: w[:, :, :-1], lambda w: w[0, 0, 0, 0], torch.Tensor.isnan]
-)
+@pytest.mark.parametrize("change", [lambda w: w + 0.01, lambda w: w.flip(0), torch.isnan])
 def test_other_upsampling_than_bilinear_is_refused(weights, refused, change):
-    rewrite(weights, decoder__upscore8__weight=change(bilinear_kernel(4, 8)).contiguous())
+    rewrite(weights, decoder__upscore8__weight=change(bilinear_kernel(4, 8)))
     assert "upscore8 does not upsample bilinearly by 8" in refused(load_weights, weights)
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.zeros(4, 4, 16, 15), torch.zeros(3, 3, 16, 16), torch.zeros(10**5), torch.zeros(())]
+)
+def test_upsampling_of_another_shape_is_refused_before_it_is_compared(weights, refused, tensor):
+    rewrite(weights, decoder__upscore8__weight=tensor)
+    assert "decoder.upscore8.weight has shape" in refused(load_weights, weights)
 
 
 def test_only_the_weights_are_left_in_the_folder(weights):
