@@ -16,7 +16,7 @@ MOST_PROCESSES = 16  # more would wait for the disk
 
 
 def usable_cores() -> int:
-    """Cores that this process may use, which in a container or under a scheduler may be fewer than the machine has."""
+    """Cores that this process may run on, by its affinity, as a scheduler may have set it; at most MOST_PROCESSES."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, MOST_PROCESSES)
 

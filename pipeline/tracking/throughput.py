@@ -144,5 +144,6 @@ def _as_convolutions_multiply(device: torch.device) -> Iterator[None]:
 
 def _seconds(compute: Callable[[], Tensor]) -> float:
     begin = time.perf_counter()
-    float(compute().flatten()[0])  # waits for the device
+    result = compute()
+    float(result[(0,) * result.dim()])  # waits for the device
     return time.perf_counter() - begin

@@ -56,7 +56,7 @@ def allocator(monkeypatch):
 @pytest.mark.parametrize(
     ("library", "setting", "expected"),
     [
-        ("glibc", "", [(M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1)]),
+        ("glibc", "", [(M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)]),
         ("glibc", "MALLOC_MMAP_MAX_", []),  # the user's own
         ("musl", "", []),
     ],
