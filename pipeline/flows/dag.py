@@ -104,15 +104,16 @@ def push_uncached(folder: Path, stage: str) -> None:
     `dvc push --run-cache` (3.67) sends the run without them, so that no other machine can restore it.
 
     Raises:
-        PipelineError: the remote refuses.
+        PipelineError: the remote does not take them.
     """
     from dvc.exceptions import DvcException
 
     try:
         with _repository(folder) as repository:
             found = repository.stage.load_one(path=str(folder / "dvc.yaml"), name=stage)
-            if objects := {out.hash_info for out in found.outs if not out.use_cache}:
-                repository.cloud.push(objects)
+            objects = {out.hash_info for out in found.outs if not out.use_cache}
+            if objects and (left := repository.cloud.push(objects).failed):
+                raise PipelineError(f"{folder}: {stage}: the DVC remote did not take {len(left)} files; push again")
     except DvcException as error:
         raise PipelineError(f"{folder}: {stage}: {' '.join(str(error).split())}") from error
 

@@ -88,28 +88,40 @@ def remove_old_clones(checkout: Path) -> None:
     """Delete clones that no run has begun in, or gone on with, for KEPT_DAYS; but for those in use, and those whose
     record waits for MLflow.
     """
-    limit = time.time() - KEPT_DAYS * 86_400
-    for lock in (checkout / RUNS).glob("*.lock"):
-        if lock.stat().st_mtime < limit:
-            with suppress(Timeout), FileLock(lock, blocking=False):
-                if discard(lock.with_suffix("")):
-                    lock.unlink()
+    limit, runs = time.time() - KEPT_DAYS * 86_400, checkout / RUNS
+    for clone in {entry.with_suffix("") for entry in runs.iterdir()}:
+        lock = clone.with_suffix(".lock")
+        # Another run may be about to remove the same one, or to begin in it.
+        with suppress(Timeout, FileNotFoundError):
+            if (clone if clone.exists() else lock).stat().st_mtime < limit:
+                with FileLock(lock, blocking=False):
+                    used_since = clone.exists() and clone.stat().st_mtime >= limit
+                    if not used_since and discard(clone):
+                        lock.unlink()
 
 
 @contextmanager
 def _held(checkout: Path, name: str) -> Iterator[None]:
     (checkout / RUNS).mkdir(exist_ok=True)
-    lock = FileLock(checkout / RUNS / f"{name}.lock")
+    clone = checkout / RUNS / name
+    lock = FileLock(clone.with_suffix(".lock"))
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        get_run_logger().info("another run works in %s; this one waits for its end", checkout / RUNS / name)
+        get_run_logger().info("another run works in %s; this one waits for its end", clone)
         lock.acquire()
     try:
-        os.utime(lock.lock_file)  # by it, an old clone is known
+        _touch(clone)
         yield
     finally:
+        _touch(clone)
         lock.release()
+
+
+def _touch(clone: Path) -> None:
+    """Its time of change tells `remove_old_clones` when a run was last at work in it."""
+    with suppress(FileNotFoundError):
+        os.utime(clone)
 
 
 def apply_overrides(path: Path, overrides: Sequence[str]) -> None:
@@ -133,25 +145,27 @@ def check_overrides(document: Document, overrides: Sequence[str], folder: Path) 
         PipelineError: see `prepared_experiment`.
     """
     path, small = folder / "params.yaml", folder / "touched.json"
-    touched = _touched(document, overrides)
+    if (touched := _touched(document, overrides)) is None:  # the slow way
+        path.write_text(json.dumps(document), encoding="utf-8")  # JSON is YAML
+        apply_overrides(path, overrides)
+        return
     small.write_text(json.dumps(touched), encoding="utf-8")
     _apply(small, overrides)
-    changed = json.loads(small.read_text(encoding="utf-8"))
-    profiles = {**document.get("profiles", {}), **changed.get("profiles", {})}
-    kept = {key: value for key, value in document.items() if key in changed or key not in touched}
-    after = {**kept, **changed, "profiles": profiles}
-    path.write_text(json.dumps(after), encoding="utf-8")  # JSON is YAML
+    after = {**document, **json.loads(small.read_text(encoding="utf-8"))}
+    if "profiles" in touched:
+        after["profiles"] = {**document["profiles"], **after["profiles"]}
+    path.write_text(json.dumps(after), encoding="utf-8")
     _check(path, document, after)
 
 
-def _touched(document: Document, overrides: Sequence[str]) -> dict[str, Any]:
-    """The part of params.yaml in which the overrides lie, as far as they are simple; else all of it."""
+def _touched(document: Document, overrides: Sequence[str]) -> dict[str, Any] | None:
+    """The part of params.yaml in which the overrides lie; None if they are not all of the form NAME.NAME=VALUE."""
     part: dict[str, Any] = {}
     for override in overrides:
-        if (simple := SIMPLE.match(override)) is None:
-            return dict(document)
+        if (simple := SIMPLE.match(override)) is None or simple[1] == "profiles":
+            return None
         section, *rest = simple[1].split(".")
-        if section == "profiles" and rest and isinstance(document.get("profiles"), dict):
+        if section == "profiles":
             of_profiles = part.setdefault("profiles", {})
             if rest[0] in document["profiles"]:
                 of_profiles[rest[0]] = document["profiles"][rest[0]]
@@ -166,7 +180,7 @@ def _apply(path: Path, overrides: Sequence[str]) -> None:
 
     try:
         apply(str(path), list(overrides))
-    except (DvcException, ValueError, TypeError) as error:
+    except (DvcException, ValueError, TypeError, KeyError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         reason = "params.yaml has no such key" if reason.startswith("Could not override") else reason
         raise PipelineError(f"overrides: {', '.join(overrides)}: {reason}; write KEY=VALUE as in -S") from error
@@ -174,6 +188,8 @@ def _apply(path: Path, overrides: Sequence[str]) -> None:
 
 def _check(path: Path, before: Document, after: Document) -> None:
     """Whether `path`, which holds `after`, can be used, and whether all that differs from `before` is."""
+    if "profiles" not in after:
+        raise PipelineError("overrides: profiles: cannot be taken away; the chosen profile is one of them")
     try:
         load_params(path)
     except PipelineError as error:

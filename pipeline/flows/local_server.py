@@ -30,7 +30,7 @@ from prefect.client.schemas.sorting import LogSort
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from pipeline.base.errors import PipelineError
+from pipeline.base.errors import PipelineError, warn
 from pipeline.base.secrets import without_secrets
 from pipeline.flows.processes import HOME, log_file, start, started, stop
 from pipeline.flows.services import check_prefect_server
@@ -74,9 +74,9 @@ def run_flow(deployment: str, parameters: Mapping[str, Any]) -> int:
         print(f"Prefect: {page}; in a shell: export PREFECT_API_URL={page}/api", flush=True)
         run = _create_run(client, deployment, parameters, page)
         state = _watch(client, run.id, page)
-        if rest is not None:
-            rest.result()
-    print(f"{deployment}: {state.name}: {state.message or ''}", flush=True)
+        print(f"{deployment}: {state.name}: {state.message or ''}", flush=True)
+        if rest is not None and (problem := rest.exception()) is not None:
+            warn(f"not all of {', '.join(POOLS)} and their deployments are set up: {problem}; run `gain flow` again")
     return 0 if state.is_completed() else 1
 
 

@@ -15,7 +15,7 @@ from prefect.client.schemas.sorting import ArtifactSort
 from pipeline.base.errors import PipelineError
 from pipeline.base.params import PARAMS, read_document
 from pipeline.flows.experiments import check_overrides
-from pipeline.flows.workers import pages
+from pipeline.flows.workers import PAGE, pages
 
 
 def sweep_points(grid: Mapping[str, Sequence[Any]] | None, points: Sequence[Sequence[str]] | None) -> list[list[str]]:
@@ -60,9 +60,15 @@ def best_scores(flow_run_ids: Sequence[UUID]) -> dict[UUID, dict[str, float]]:
             of_runs, named = ArtifactFilterFlowRunId(any_=page), ArtifactFilterKey(any_=["scores"])
             wanted = ArtifactFilter(flow_run_id=of_runs, key=named)
             # A run that was tried again has left several, the newest first.
-            for artifact in client.read_artifacts(artifact_filter=wanted, sort=ArtifactSort.CREATED_DESC):
-                if artifact.flow_run_id is not None:
-                    found.setdefault(artifact.flow_run_id, _of_best(json.loads(str(artifact.data))))
+            for offset in itertools.count(step=PAGE):
+                answer = client.read_artifacts(
+                    artifact_filter=wanted, sort=ArtifactSort.CREATED_DESC, offset=offset, limit=PAGE
+                )
+                for artifact in answer:
+                    if artifact.flow_run_id is not None:
+                        found.setdefault(artifact.flow_run_id, _of_best(json.loads(str(artifact.data))))
+                if len(answer) < PAGE:
+                    break
     return found
 
 

@@ -23,6 +23,7 @@ from pipeline.base.errors import PipelineError
 from pipeline.flows.flow_run import current_flow_run
 
 T = TypeVar("T")
+CANCELLING, GONE = "Cancelling", "Deleted"  # names of states; the second is of runs that the server knows no more
 POLL_SECONDS = 2.0
 POOL_SECONDS = 10.0  # between two looks at the pool
 UNATTENDED_SECONDS = 60.0  # without a worker, after which the runs are cancelled
@@ -110,9 +111,19 @@ class _Pool:
         return self._num_online
 
     def capacity(self) -> int:
-        """Runs that the pool takes at once: its concurrency limit, or one for each worker; at least 1."""
+        """Runs that the pool takes at once beside this flow: its concurrency limit, or one for each worker; at least 1.
+
+        Raises:
+            PipelineError: this flow has the only place.
+        """
         self._ask()
-        return self._limit or max(self._num_online, 1)
+        own = int(current_flow_run().work_pool_name == self._name)
+        if own and self._limit == 1:
+            raise PipelineError(
+                f"the work pool {self._name} takes one run at once, and that is this sweep; raise its limit: "
+                f"`prefect work-pool update {self._name} --concurrency-limit 4`"
+            )
+        return max((self._limit or self._num_online) - own, 1)
 
     def no_worker(self) -> str:
         """What to say where none is online."""
@@ -154,14 +165,18 @@ def _of_earlier_tries(client: SyncPrefectClient, num_runs: int) -> dict[int, Chi
         wanted = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=page))
         for run in client.read_flow_runs(flow_run_filter=wanted, limit=PAGE):
             child = Child.of(run)
-            if child.completed or not child.final:
+            if child.completed or not (child.final or child.state_name == CANCELLING):
                 found[keys[str(run.idempotency_key)]] = child
     return found
 
 
 def _seen_again(client: SyncPrefectClient, children: Mapping[int, Child]) -> dict[int, Child]:
+    """The newest of each; one that was deleted on the server has ended, and not well."""
     places = {child.identity: index for index, child in children.items()}
-    seen: dict[int, Child] = {}
+    seen = {
+        index: Child(child.identity, GONE, running=False, final=True, completed=False)
+        for index, child in children.items()
+    }
     for page in pages(places):
         wanted = FlowRunFilter(id=FlowRunFilterId(any_=page))
         for run in client.read_flow_runs(flow_run_filter=wanted, limit=PAGE):

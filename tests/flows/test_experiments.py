@@ -4,6 +4,7 @@ import os
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -132,6 +133,7 @@ def test_refused_overrides_leave_no_clone(repository, refused, override, message
     [
         "sed=3", "seed=-3", "seed", "profile=smok", "profiles.study.pretrain.num_epochs=1", "profiles.none.seed=1",
         "profiles.smoke.pretrain.num_epochs=x", "pretrain.num_epochs=1", "++pretrain.nothing=1", "seed=[1,2",
+        "profiles=3", "profiles=null", "~profiles", "profiles.smoke=3", "seed={a: 1}",
     ],
 )  # fmt: skip
 def test_checked_overrides_are_refused_as_applied_ones_are(repository, tmp_path, refused, override):
@@ -188,15 +190,28 @@ def test_equal_runs_work_one_after_the_other(tmp_path, monkeypatch):
 
 
 def test_old_clones_are_removed_unless_they_are_in_use(tmp_path):
-    runs = tmp_path / ".runs"
-    for name in ("old", "new", "used", "waits"):
+    runs, long_ago = tmp_path / ".runs", time.time() - (KEPT_DAYS + 1) * 86_400
+    for name in ("old", "new", "used", "waits", "before_locks"):
         (runs / name / ".tracking" / "gain").mkdir(parents=True)
-        (runs / f"{name}.lock").touch()
-        if name != "new":
-            long_ago = time.time() - (KEPT_DAYS + 1) * 86_400
-            os.utime(runs / f"{name}.lock", (long_ago, long_ago))
+        if name != "before_locks":
+            (runs / f"{name}.lock").touch()
     (runs / "waits" / ".tracking" / "gain" / "events.jsonl").touch()
+    (runs / "gone.lock").touch()
+    for path in runs.iterdir():
+        if path.name != "new":
+            os.utime(path, (long_ago, long_ago))
     with FileLock(runs / "used.lock"):
-        os.utime(runs / "used.lock", (long_ago, long_ago))
         remove_old_clones(tmp_path)
     assert sorted(path.name for path in runs.iterdir() if path.is_dir()) == ["new", "used", "waits"]
+    assert not (runs / "gone.lock").exists()
+
+
+def test_several_runs_may_remove_old_clones_at_once(tmp_path):
+    runs, long_ago = tmp_path / ".runs", time.time() - (KEPT_DAYS + 1) * 86_400
+    for index in range(200):
+        (runs / f"{index}").mkdir(parents=True)
+        os.utime(runs / f"{index}", (long_ago, long_ago))
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(remove_old_clones, tmp_path) for _ in range(8)]:
+            done.result()
+    assert not [path for path in runs.iterdir() if path.is_dir()]

@@ -242,20 +242,20 @@ def test_second_clone_takes_from_the_remote_what_the_first_trained(site, tmp_pat
     messages = []
     for folder in (first, second):
         python(folder, "-m", "dvc", "remote", "add", "--default", "team", str(tmp_path / "store"))
-        command = ("-m", "pipeline.flows", "train", "share=true", 'targets=["finetune@gain"]')
+        command = ("-m", "pipeline.flows", "train", "share=true", 'targets=["evaluate"]')
         result = python(folder, *command, PREFECT_API_URL=site.url)
         assert result.returncode == 0, result.stdout + result.stderr
         messages.append(result.stdout.splitlines()[-1])
-        trained = [
-            stage for stage in ("pretrain", "classify", "finetune") if f"> python -m stages.{stage}" in result.stderr
-        ]
-        assert trained == ([] if folder == second else ["pretrain", "classify", "finetune"])
+        slow = ("pretrain", "classify", "finetune", "evaluate")
+        ran = [stage for stage in slow if f"> python -m stages.{stage}" in result.stderr]
+        assert ran == ([] if folder == second else list(slow))
     assert messages == [
-        "train: Completed: 6 of 6 stages ran, 0 restored",
-        "train: Completed: 1 of 6 stages ran, 5 restored",
+        "train: Completed: 10 of 10 stages ran, 0 restored",
+        "train: Completed: 1 of 10 stages ran, 9 restored",
     ]
     weights = "models/finetune/gain.safetensors"
-    assert (first / weights).read_bytes() == (second / weights).read_bytes()
+    for result in (weights, "reports/evaluate/metrics.json", "reports/evaluate/index.html"):
+        assert (first / result).read_bytes() == (second / result).read_bytes()
 
 
 def test_down_stops_what_was_started_and_nothing_else(site):

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 import pytest
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.states import Completed, Failed, Pending, Running
+from prefect.states import Cancelling, Completed, Failed, Pending, Running
 
 from pipeline.base.errors import PipelineError
 from pipeline.flows import workers
@@ -23,7 +23,7 @@ class Server:
         self.online = online
         self.limit: int | None = None
         self.requests = 0
-        self.tries = 0  # that this one follows
+        self.sweep = SimpleNamespace(id="sweep", run_count=0, work_pool_name="control")
         self.names: list[str] = []
         self.runs: dict[UUID, FlowRun] = {}
         self.reads: dict[UUID, int] = {}
@@ -50,7 +50,7 @@ class Server:
             assert len(keys) <= limit
             return [run for run in self.runs.values() if run.idempotency_key in keys]
         assert len(flow_run_filter.id.any_) <= limit
-        return [self._read(identity) for identity in flow_run_filter.id.any_]
+        return [self._read(identity) for identity in flow_run_filter.id.any_ if identity in self.runs]
 
     def _read(self, identity: UUID) -> FlowRun:
         state = self.states[min(self.reads[identity], len(self.states) - 1)]
@@ -83,7 +83,7 @@ def serve(monkeypatch):
         monkeypatch.setattr(workers, "run_deployment", server.run_deployment)
         monkeypatch.setattr(workers, "POLL_SECONDS", 0.0)
         monkeypatch.setattr(workers, "POOL_SECONDS", 0.0)
-        monkeypatch.setattr(workers, "current_flow_run", lambda: SimpleNamespace(id="sweep", run_count=server.tries))
+        monkeypatch.setattr(workers, "current_flow_run", lambda: server.sweep)
         return server
 
     return install
@@ -114,13 +114,37 @@ def test_without_a_number_as_many_are_open_as_the_pool_takes(serve, limit, onlin
     assert server.most_unfinished == expected
 
 
+def test_a_run_that_was_deleted_has_ended(serve, monkeypatch):
+    server = serve(Server([Pending(), Pending(), Completed()]))
+
+    def start_and_forget_the_first(*arguments, **options) -> FlowRun:
+        run = server.run_deployment(*arguments, **options)
+        if run.name == "sweep-01":
+            del server.runs[run.id]
+        return run
+
+    monkeypatch.setattr(workers, "run_deployment", start_and_forget_the_first)
+    names = [child.state_name for child in run_on_workers(RUNS, "train/local", 5)]
+    assert names == ["Deleted", *["Completed"] * 4]
+
+
+def test_a_sweep_in_the_pool_of_its_points_leaves_itself_a_place(serve, refused):
+    server = serve(Server([Pending(), Running(), Completed()], online=3))
+    server.sweep.work_pool_name = "gpu"
+    run_on_workers(RUNS, "train/local", None)
+    assert server.most_unfinished == 2
+    server.limit = 1
+    assert "takes one run at once, and that is this sweep" in refused(run_on_workers, RUNS, "train/local", None)
+
+
 def test_second_try_takes_what_has_completed_and_starts_the_rest(serve):
     server = serve(Server([Failed()]))
     first = run_on_workers(RUNS, "train/local", 5)
     for child in first[:2]:
         server.runs[child.identity].state = Completed()
     server.runs[first[2].identity].state = Running()  # its worker did not hear that the sweep was gone
-    server.states, server.tries = [Completed()], 1
+    server.runs[first[3].identity].state = Cancelling()  # and its worker is gone, too
+    server.states, server.sweep.run_count = [Completed()], 1
     second = run_on_workers(RUNS, "train/local", 5)
     assert [a.identity == b.identity for a, b in zip(first, second, strict=True)] == [True, True, True, False, False]
     assert all(child.completed for child in second)
