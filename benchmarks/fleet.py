@@ -1,4 +1,4 @@
-"""How many workers one Prefect server and one MLflow server bear: `python -m benchmarks.fleet`.
+"""How many workers one Prefect server and one MLflow server bear: `python -m benchmarks.fleet [DATABASE]`.
 
 Workers are simulated: each asks the server what a process worker of Prefect and a training ask it, with no stage behind
 it. A training reports its progress once a second, its log every second, and an epoch to MLflow every five. Servers keep
@@ -7,8 +7,10 @@ simulation shares the cores with the servers, so a server with cores of its own 
 """
 
 import asyncio
+import json
 import os
 import platform
+import signal
 import socket
 import statistics
 import subprocess
@@ -16,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -29,7 +31,7 @@ from pipeline.tracking.server import problem_with
 TARGET = Path(__file__).with_suffix(".json")
 WORKERS = (10, 25, 50, 100)
 SECONDS = 45.0  # for which a number of workers is at work
-START_SECONDS = 120.0
+START_SECONDS, STOP_SECONDS = 120.0, 60.0
 TIMEOUT, TRIES = 60.0, 6  # seconds of a request, and how often it is sent, as Prefect's client does
 POLL, HEARTBEAT, PROGRESS, EPOCH = 10.0, 30.0, 1.0, 5.0  # seconds between two requests of a kind
 LINES = 5  # of a log, in a second
@@ -76,21 +78,26 @@ class Tally:
         return {"kinds": kinds, "errors": self.errors, "lost": self.lost}
 
 
-def main() -> None:
-    """Measure every number of workers on fresh servers, and report."""
-    results = {}
-    for count in WORKERS:
-        with tempfile.TemporaryDirectory() as folder, _servers(Path(folder)) as (prefect, mlflow):
-            results[count] = asyncio.run(_measured(count, prefect, mlflow))
-        late = {kind: of["p95"] for kind, of in results[count]["kinds"].items() if of["p95"] > SLOW}
-        found = results[count]
+def main(database: str = "") -> None:
+    """Measure every number of workers on fresh servers, and report.
+
+    Args:
+        database: of Prefect, as postgresql+asyncpg://USER@HOST/NAME; the most workers alone are measured on it, and the
+            figures on SQLite kept.
+    """
+    report = json.loads(TARGET.read_text(encoding="utf-8")) if database else {"workers": {}}
+    for count in WORKERS[-1:] if database else WORKERS:
+        with tempfile.TemporaryDirectory() as folder, _servers(Path(folder), database) as (prefect, mlflow):
+            found = asyncio.run(_measured(count, prefect, mlflow))
+        report["workers"][f"{count} on PostgreSQL" if database else f"{count}"] = found
+        late = {kind: of["p95"] for kind, of in found["kinds"].items() if of["p95"] > SLOW}
         print(f"{count} workers: lost {found['lost']}, retried {found['errors']}; slow: {late}", flush=True)
     machine = f"{os.cpu_count()} CPU cores, {platform.machine()}, Python {platform.python_version()}"
-    write_json(TARGET, {"machine": machine, "seconds": SECONDS, "workers": results})
+    write_json(TARGET, {"machine": machine, "seconds": SECONDS, **report})
 
 
 @contextmanager
-def _servers(folder: Path) -> Iterator[tuple[str, str]]:
+def _servers(folder: Path, database: str) -> Iterator[tuple[str, str]]:
     """Addresses of a Prefect server's API and of an MLflow server, both new."""
     ports = [_free_port(), _free_port()]
     addresses = [f"http://127.0.0.1:{ports[0]}/api", f"http://127.0.0.1:{ports[1]}"]
@@ -99,7 +106,8 @@ def _servers(folder: Path) -> Iterator[tuple[str, str]]:
         ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(ports[0])],
         ["-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--port", str(ports[1])],
     ]
-    environment = {**os.environ, **quiet}
+    own = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": database} if database else {}
+    environment = {**os.environ, **quiet, **own}
     processes = [
         subprocess.Popen(
             [sys.executable, *command], cwd=folder, env=environment, stdout=subprocess.DEVNULL,
@@ -116,8 +124,9 @@ def _servers(folder: Path) -> Iterator[tuple[str, str]]:
         yield addresses[0], addresses[1]
     finally:
         for process in processes:
-            os.killpg(process.pid, 15)
-            process.wait()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            process.wait(STOP_SECONDS)
 
 
 def _free_port() -> int:
@@ -230,4 +239,4 @@ async def _every(seconds: float, action: Any, end: float) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

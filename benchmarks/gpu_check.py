@@ -1,8 +1,8 @@
-"""What a GPU has to show: `make gpu-check`, or `python -m benchmarks.gpu_check` on a machine that has torch alone.
+"""What a GPU has to show: `make gpu-check`, or `python -m benchmarks.gpu_check` where the project is not installed.
 
 The tests that need a GPU, the stages of the profile smoke one by one as plain programs, and the benchmarks of a step,
 of memory and of loading, which write their own *-cuda.json. All is run, whatever fails; benchmarks/gpu-check.json says
-what came of it. Needs no DVC, MLflow or Prefect.
+what came of it. Needs torch and what stages/environment.py names, no DVC, MLflow or Prefect; nothing is tracked.
 """
 
 import os
@@ -27,6 +27,7 @@ REPOSITORY = Path(__file__).parents[1]
 TARGET = Path(__file__).with_name("gpu-check.json")
 NEEDED = ("params.yaml", "dvc.yaml")  # by the stages
 PROFILE = "smoke"
+NEEDED_BY_TESTS = ("pytest", "xdist", "hypothesis")
 BENCHMARKS = ("guidance", "memory", "loading")
 LONGEST_SECONDS = 1200.0  # of one command
 
@@ -61,8 +62,8 @@ def stage_commands() -> Iterator[tuple[str, list[str]]]:
 
 
 def _tests() -> Iterator[tuple[str, list[str]]]:
-    if find_spec("pytest") is None:
-        print("gpu-check: pytest is not installed, so the tests are left out", flush=True)
+    if missing := [name for name in NEEDED_BY_TESTS if find_spec(name) is None]:
+        print(f"gpu-check: {', '.join(missing)} not installed, so the tests are left out", flush=True)
     else:
         yield "tests", ["pytest", "-q", str(REPOSITORY / "tests" / "test_on_gpu.py")]
 
@@ -75,7 +76,9 @@ def _benchmarks() -> Iterator[tuple[str, list[str]]]:
 def _result(name: str, arguments: Sequence[str], folder: Path) -> dict[str, Any]:
     """Run a module of Python in a folder of its own, its output shown."""
     print(f"gpu-check: {name}", flush=True)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
+    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    # No record of it belongs among those of a team.
+    environment = {**os.environ, "PYTHONPATH": path, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
     began = time.monotonic()
     try:
         command = [sys.executable, "-m", *arguments]

@@ -8,7 +8,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).parents[1]
 BENCHMARKS = REPOSITORY / "benchmarks"
-NAMES = ("definitions", "guidance", "guidance-cuda", "loading", "loading-cuda", "memory", "startup", "scaling")
+NAMES = ("definitions", "guidance", "guidance-cuda", "loading", "loading-cuda", "memory", "startup", "scaling", "fleet")
 
 
 def insert(page: Path, tables: Mapping[str, str]) -> None:
@@ -46,7 +46,8 @@ def insert_benchmarks() -> None:
         REPOSITORY / "docs" / "definitions.md",
         {"definitions": definitions_table(definitions), "ties": ties_sentence(definitions)},
     )
-    insert(REPOSITORY / "docs" / "scaling.md", {"scaling": scaling_tables(found["scaling"])})
+    scaling = {"scaling": scaling_tables(found["scaling"]), "fleet": fleet_table(found["fleet"])}
+    insert(REPOSITORY / "docs" / "scaling.md", scaling)
 
 
 def definitions_table(definitions: dict[str, Any]) -> str:
@@ -151,6 +152,23 @@ def memory_table(memory: dict[str, Any]) -> str:
     """Markdown: what an image adds to a step's peak."""
     lines = [f"| step, {memory['input']} | MiB an image |", "|---|---|"]
     return "\n".join(lines + [f"| {name} | {value:.0f} |" for name, value in memory["mebibytes_by_image"].items()])
+
+
+def fleet_table(fleet: dict[str, Any]) -> str:
+    """Markdown: what became of the requests of so many workers, and how long the answers took."""
+    lines = [
+        "| workers | trainings begun | requests lost | sent again "
+        "| progress, median / p95 | a worker's poll | an epoch to MLflow |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for count, found in fleet["workers"].items():
+        kinds = found["kinds"]
+        times = (
+            f"{kinds[k]['median']:.2f} / {kinds[k]['p95']:.2f} s" for k in ("progress", "worker poll", "MLflow epoch")
+        )
+        begun, again = kinds["run created"]["answers"], sum(found["errors"].values())
+        lines.append(f"| {count} | {begun} | {found['lost']} | {again} | {' | '.join(times)} |")
+    return "\n".join(lines)
 
 
 def startup_table(startup: dict[str, Any]) -> str:
