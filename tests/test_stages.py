@@ -114,7 +114,7 @@ def test_python_without_the_packages_is_told_to_activate_the_environment(name):
     found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
     (line,) = found.stderr.splitlines()
     assert found.returncode == 1
-    assert line.startswith(f"error: {sys.executable} has no torch, mlflow, ")
+    assert line.startswith(f"error: {sys.executable} has no torch, torchvision, ")
     assert "type: . .venv/bin/activate" in line
 
 
