@@ -21,11 +21,21 @@ LONG = 100_000  # epochs
 
 
 @pytest.fixture
-def site(tmp_path) -> Iterator[Site]:
+def started() -> Iterator[list[subprocess.Popen]]:
+    """What the test starts is ended after it."""
+    found: list[subprocess.Popen] = []
+    yield found
+    for process in found:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def site(tmp_path, started) -> Iterator[Site]:
     """A checkout with a worker of its own and a server that the test may end and start again."""
     folder = git_checkout(tmp_path / "repo")
     site = Site(folder, f"http://127.0.0.1:{free_port()}/api")
-    started = [server(site)]
+    started.append(server(site))
     try:
         assert becomes(lambda: problem_with(site.url) is None)
         for arguments in (("work-pool", "create", "gpu", "--type", "process"), ("deploy", "--name", "train/local")):
@@ -34,7 +44,7 @@ def site(tmp_path) -> Iterator[Site]:
         started.append(prefect(site, "worker", "start", "--pool", "gpu"))
         yield site
     finally:
-        for found in [*processes(folder), *started]:
+        for found in processes(folder):
             found.kill()
         assert becomes(lambda: not processes(folder))
 
@@ -52,19 +62,24 @@ def server(site: Site) -> subprocess.Popen:
     return prefect(site, "server", "start", "--host", "127.0.0.1", "--port", port)
 
 
-def test_an_outage_costs_a_training_nothing_but_its_progress_display(site):
-    with site.training(LONG) as identity:
-        (trainer,) = trainers(site)
-        for process in without_forks(processes(site.folder, "server", "start")):
-            process.kill()
-        assert becomes(lambda: problem_with(site.url) is not None)
-        time.sleep(OUTAGE_SECONDS)
-        assert [found.pid for found in trainers(site)] == [trainer.pid]
-        server(site)
-        assert becomes(lambda: problem_with(site.url) is None)
-        before = progress(site, identity)
-        assert becomes(lambda: progress(site, identity) > before)
-        assert [found.pid for found in trainers(site)] == [trainer.pid]
+def test_an_outage_costs_a_training_nothing_but_its_progress_display(site, started):
+    identity = site.start(overrides=[f"profiles.smoke.pretrain.num_epochs={LONG}"])
+    assert becomes(lambda: "pretrain: epoch 1/" in site.log(identity)), site.log(identity)
+    (trainer,) = trainers(site)
+    for process in without_forks(processes(site.folder, "server", "start")):
+        process.kill()
+    assert becomes(lambda: problem_with(site.url) is not None)
+    time.sleep(OUTAGE_SECONDS)
+    assert [found.pid for found in trainers(site)] == [trainer.pid]
+    started.append(server(site))
+    assert becomes(lambda: problem_with(site.url) is None)
+    before = progress(site, identity)
+    assert becomes(lambda: progress(site, identity) > before)
+    assert [found.pid for found in trainers(site)] == [trainer.pid]
+    # Not cancelled: Prefect's worker (3.8) does not hear of that after an outage (docs/prefect.md).
+    for process in without_forks(processes(site.folder, "worker", "start")):
+        process.kill()
+    assert becomes(lambda: not trainers(site))
 
 
 def progress(site: Site, identity: UUID) -> float:
