@@ -20,7 +20,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import httpx
@@ -135,6 +135,17 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+class _Site(NamedTuple):
+    """The servers, what was made on them, and who counts the answers."""
+
+    client: httpx.AsyncClient
+    tally: Tally
+    prefect: str
+    mlflow: str
+    flow: str
+    experiment: str
+
+
 async def _measured(count: int, prefect: str, mlflow: str) -> dict[str, Any]:
     tally = Tally()
     limits = httpx.Limits(max_connections=None)
@@ -143,21 +154,13 @@ async def _measured(count: int, prefect: str, mlflow: str) -> dict[str, Any]:
         flow = (await client.post(f"{prefect}/flows/", json={"name": "train"})).json()["id"]
         made = await client.post(f"{mlflow}/api/2.0/mlflow/experiments/create", json={"name": "gain"})
         experiment = made.json()["experiment_id"]
-        workers = [_worker(client, tally, prefect, mlflow, flow, experiment, number, count) for number in range(count)]
-        await asyncio.gather(*workers)
+        site = _Site(client, tally, prefect, mlflow, flow, experiment)
+        await asyncio.gather(*(_worker(site, number, count) for number in range(count)))
     return tally.summary()
 
 
-async def _worker(
-    client: httpx.AsyncClient,
-    tally: Tally,
-    prefect: str,
-    mlflow: str,
-    flow: str,
-    experiment: str,
-    number: int,
-    count: int,
-) -> None:
+async def _worker(site: _Site, number: int, count: int) -> None:
+    client, tally, prefect = site.client, site.tally, site.prefect
     await asyncio.sleep(5.0 * number / count)  # they do not start in the same moment
     end = time.monotonic() + SECONDS
     name = f"gpu{number}"
@@ -173,31 +176,23 @@ async def _worker(
     await asyncio.gather(
         _every(HEARTBEAT, heartbeat, end),
         _every(POLL, poll, end),
-        _training(client, tally, prefect, mlflow, flow, experiment, name, end),
+        _training(site, name, end),
     )
 
 
-async def _training(
-    client: httpx.AsyncClient,
-    tally: Tally,
-    prefect: str,
-    mlflow: str,
-    flow: str,
-    experiment: str,
-    name: str,
-    end: float,
-) -> None:
+async def _training(site: _Site, name: str, end: float) -> None:
+    client, tally, prefect, mlflow = site.client, site.tally, site.prefect, site.mlflow
     created = await tally.of(
         "run created",
         lambda: client.post(
-            f"{prefect}/flow_runs/", json={"name": name, "flow_id": flow, "state": {"type": "PENDING"}}
+            f"{prefect}/flow_runs/", json={"name": name, "flow_id": site.flow, "state": {"type": "PENDING"}}
         ),
     )
     tracked = await tally.of(
         "MLflow run",
         lambda: client.post(
             f"{mlflow}/api/2.0/mlflow/runs/create",
-            json={"experiment_id": experiment, "start_time": int(1000 * time.time())},
+            json={"experiment_id": site.experiment, "start_time": int(1000 * time.time())},
         ),
     )
     if created is None or tracked is None:
