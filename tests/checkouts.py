@@ -14,6 +14,7 @@ import yaml
 from calls import called
 
 PATIENCE = 300.0  # seconds; ten times what two busy cores need
+ENDLESS = 90_000  # epochs; an hour and more even of the smallest training, which a test ends long before
 REPOSITORY = Path(__file__).parents[1]
 COPIED = ("pipeline", "stages", "deploy", "params.yaml", "dvc.yaml", "prefect.yaml", ".dvcignore", ".gitignore")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from uuid import UUID
 
 import pytest
-from checkouts import becomes, git_checkout
+from checkouts import ENDLESS, becomes, git_checkout
 from prefect_site import Site, processes, trainers
 from processes import without_forks
 from servers import free_port
@@ -17,7 +17,6 @@ from pipeline.tracking.server import problem_with
 
 pytestmark = pytest.mark.system
 OUTAGE_SECONDS = 150.0  # Prefect's own retries last for about a minute
-LONG = 100_000  # epochs
 
 
 @pytest.fixture
@@ -63,7 +62,7 @@ def server(site: Site) -> subprocess.Popen:
 
 
 def test_an_outage_costs_a_training_nothing_but_its_progress_display(site, started):
-    identity = site.start(overrides=[f"profiles.smoke.pretrain.num_epochs={LONG}"])
+    identity = site.start(overrides=[f"profiles.smoke.pretrain.num_epochs={ENDLESS}"])
     assert becomes(lambda: "pretrain: epoch 1/" in site.log(identity)), site.log(identity)
     (trainer,) = trainers(site)
     for process in without_forks(processes(site.folder, "server", "start")):

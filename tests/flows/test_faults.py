@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from checkouts import becomes, dvc, dvc_checkout, environment, python, set_params, tracking_database
+from checkouts import ENDLESS, becomes, dvc, dvc_checkout, environment, python, set_params, tracking_database
 from mlflow import MlflowClient
 from processes import without_forks
 
@@ -46,8 +46,8 @@ def trainers(folder: Path) -> list[psutil.Process]:
 
 
 def begun(folder: Path) -> "subprocess.Popen[bytes]":
-    """`dvc repro pretrain` of a training that takes minutes, after its first epoch."""
-    set_params(folder, {".pretrain.num_epochs": 300})
+    """`dvc repro pretrain` of a training that does not end by itself, after its first epoch."""
+    set_params(folder, {".pretrain.num_epochs": ENDLESS})
     command = [sys.executable, "-m", "dvc", "repro", "pretrain"]
     running = subprocess.Popen(command, cwd=folder, env=environment(folder), stdout=subprocess.DEVNULL)
     assert becomes(lambda: list((folder / "checkpoints").rglob("*.pt")))

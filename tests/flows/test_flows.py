@@ -14,15 +14,13 @@ from contextlib import suppress
 import mlflow
 import psutil
 import pytest
-from checkouts import becomes, environment, git, git_checkout, one_line, python, set_params
+from checkouts import ENDLESS, becomes, environment, git, git_checkout, one_line, python, set_params
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun
 from prefect_site import Site, engines, processes, trainers
 from processes import without_forks
 
 pytestmark = pytest.mark.system
-
-LONG = 5000  # epochs; minutes
 
 
 def mlflow_statuses(site: Site) -> set[str]:
@@ -137,7 +135,7 @@ def test_servers_that_do_not_answer_are_one_line(site):
 
 
 def test_cancelled_run_leaves_no_trainer(site):
-    with site.training(LONG) as identity:
+    with site.training(ENDLESS) as identity:
         assert becomes(lambda: "RUNNING" in mlflow_statuses(site))
         assert site.run("-m", "prefect", "flow-run", "cancel", str(identity)).returncode == 0
         assert becomes(lambda: not trainers(site))
@@ -147,7 +145,7 @@ def test_cancelled_run_leaves_no_trainer(site):
 
 
 def test_killed_engine_takes_the_trainer_along_and_a_retry_resumes(site):
-    with site.training(LONG + 1) as identity:
+    with site.training(ENDLESS + 1) as identity:
         assert becomes(lambda: "epoch 3/" in site.log(identity))
         (engine,) = engines(identity)
         engine.kill()
@@ -165,7 +163,7 @@ def test_killed_engine_takes_the_trainer_along_and_a_retry_resumes(site):
 
 
 def test_killed_worker_ends_its_run(site):
-    with site.training(LONG + 2) as identity:
+    with site.training(ENDLESS + 2) as identity:
         (worker,) = without_forks(processes(site.folder, "worker start --pool gpu"))
         worker.kill()
         assert becomes(lambda: not trainers(site))

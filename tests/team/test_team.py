@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
-from checkouts import PATIENCE, becomes, environment, git, git_checkout
+from checkouts import ENDLESS, PATIENCE, becomes, environment, git, git_checkout
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 from rivals import promote_in_two_processes
@@ -23,7 +23,7 @@ from servers import free_port, running
 
 pytestmark = pytest.mark.system
 
-LONG = ["profile=smoke", "profiles.smoke.pretrain.num_epochs=5000"]
+LONG = ["profile=smoke", f"profiles.smoke.pretrain.num_epochs={ENDLESS}"]
 
 
 def postgres_command(name: str, *arguments: str) -> list[str]:
@@ -190,7 +190,8 @@ def test_two_workers_share_servers_and_remote(postgres, tmp_path):
         )[1]
         identity = identity.split()[0]
         assert becomes(
-            lambda: "epoch 3/5000" in call("flow-run", "logs", identity, "--reverse", "--num-logs", "100"), PATIENCE
+            lambda: f"epoch 3/{ENDLESS}" in call("flow-run", "logs", identity, "--reverse", "--num-logs", "100"),
+            PATIENCE,
         )
         for word in ("worker start --pool gpu-cluster", "prefect.engine"):  # as when their machines are lost
             for process in psutil.process_iter(["cmdline", "cwd"]):

@@ -14,6 +14,7 @@ import psutil
 import pytest
 import ranks_training
 from checkouts import (
+    ENDLESS,
     PATIENCE,
     REPOSITORY,
     becomes,
@@ -160,7 +161,7 @@ def test_one_rank_writes_one_record(copy):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_killed_rank_ends_all_and_a_second_run_resumes(copy, rank):
-    set_params(copy, {".pretrain.num_epochs": 60})
+    set_params(copy, {".pretrain.num_epochs": ENDLESS})
     assert stage(copy, "configure").returncode == 0
     command = [sys.executable, "-m", "stages.pretrain"]
     with subprocess.Popen(command, cwd=copy, env=environment(copy), stderr=subprocess.PIPE, text=True) as process:
@@ -184,7 +185,7 @@ def test_killed_rank_ends_all_and_a_second_run_resumes(copy, rank):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 1)])
 def test_stopped_stage_takes_its_ranks_along(copy, number, status):
-    set_params(copy, {".pretrain.num_epochs": 60})
+    set_params(copy, {".pretrain.num_epochs": ENDLESS})
     assert stage(copy, "configure").returncode == 0
     command = [sys.executable, "-m", "stages.pretrain"]
     with subprocess.Popen(command, cwd=copy, env=environment(copy), stderr=subprocess.PIPE, text=True) as process:
