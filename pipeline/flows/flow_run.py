@@ -1,16 +1,20 @@
-"""The flow run that this code is part of: its identity, the devices that it uses, its end with its worker."""
+"""The flow run that this code is part of: its identity, the devices that it uses, its end from outside."""
 
+import contextvars
 import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.states import Cancelled
 
 PARENT_POLL_SECONDS = 1.0
+CANCELLED_POLL_SECONDS = 15.0
 
 
 def current_flow_run() -> FlowRun:
@@ -37,19 +41,47 @@ def record_device(tag: str) -> None:
 
 
 @contextmanager
-def ended_with_parent() -> Iterator[None]:
-    """On a worker, a flow ends when its worker does: otherwise the next worker would share the GPU with it."""
-    done, parent = threading.Event(), os.getppid()
+def ended_from_outside() -> Iterator[None]:
+    """On a worker, a flow ends when its worker does, and when it is cancelled.
 
-    def watch() -> None:
-        while not done.wait(PARENT_POLL_SECONDS):
-            if os.getppid() != parent:
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
-
+    Otherwise the next worker would share the GPU with it. Prefect's worker ends a cancelled run itself, but does not
+    hear of it any more once the server was away (3.8).
+    """
+    done = threading.Event()
     if "PREFECT__FLOW_RUN_ID" in os.environ:
-        threading.Thread(target=watch, daemon=True).start()
+        run = current_flow_run()
+        for watch in (_end_with_worker, _end_when_cancelled):
+            context = contextvars.copy_context()  # Prefect's settings
+            threading.Thread(target=context.run, args=(watch, run, done), daemon=True).start()
     try:
         yield
     finally:
         done.set()
+
+
+def _end_with_worker(_run: FlowRun, done: threading.Event) -> None:
+    parent = os.getppid()
+    while not done.wait(PARENT_POLL_SECONDS):
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+
+
+def _end_when_cancelled(run: FlowRun, done: threading.Event) -> None:
+    """Ends this process at the second sight of a cancelled run: by then the worker would have ended it."""
+    seen = False
+    while not done.wait(CANCELLED_POLL_SECONDS):
+        # A server that is away, in whatever way, says nothing of the run.
+        with suppress(Exception), temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+            with get_client(sync_client=True) as client:
+                state = client.read_flow_run(run.id).state
+                cancelled = state is not None and (state.is_cancelling() or state.is_cancelled())
+                if not (cancelled and seen):
+                    seen = cancelled
+                    continue
+                message = "cancelled; the run ended itself, as its worker did not"
+                # Prefect's engine would call the run crashed, but leaves a final state alone.
+                run.state = Cancelled(message=message)
+                client.set_flow_run_state(run.id, run.state, force=True)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return

@@ -10,7 +10,7 @@ from prefect.states import Completed
 from pipeline.base.params import load_params
 from pipeline.flows import dag
 from pipeline.flows.experiments import held_checkout
-from pipeline.flows.flow_run import ended_with_parent
+from pipeline.flows.flow_run import ended_from_outside
 from pipeline.flows.outcome import completed, one_line_failures, require_completed
 from pipeline.flows.promote import promote
 from pipeline.flows.report import Report
@@ -21,7 +21,7 @@ from pipeline.flows.train import train
 
 @flow(name="retrain", description="What changed? Train, evaluate, register, promote.", persist_result=False)
 @one_line_failures
-@ended_with_parent()
+@ended_from_outside()
 def retrain(refresh_data: bool = True, dry_run: bool = False, share: bool = False) -> State[Any]:
     """Train again if anything changed, and promote the result by the rules of params.yaml.
 

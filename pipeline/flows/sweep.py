@@ -9,7 +9,7 @@ from prefect.client.schemas.objects import State
 
 from pipeline.base.errors import PipelineError
 from pipeline.flows import dag
-from pipeline.flows.flow_run import current_flow_run
+from pipeline.flows.flow_run import current_flow_run, ended_from_outside
 from pipeline.flows.outcome import completed, one_line_failures
 from pipeline.flows.points import best_scores, check_points, sweep_points
 from pipeline.flows.train import train
@@ -20,6 +20,7 @@ MOST_NAMED = 20  # failed points in a message
 
 @flow(name="sweep", description="Many runs of the pipeline with other parameters.", persist_result=False)
 @one_line_failures
+@ended_from_outside()
 def sweep(
     grid: dict[str, list[Any]] | None = None,
     points: list[list[str]] | None = None,

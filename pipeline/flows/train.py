@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import State
 from pipeline.base.params import load_params
 from pipeline.flows import dag
 from pipeline.flows.experiments import discard, held_checkout, prepared_experiment, push_experiment, save_experiment
-from pipeline.flows.flow_run import ended_with_parent, record_device, visible_gpus
+from pipeline.flows.flow_run import ended_from_outside, record_device, visible_gpus
 from pipeline.flows.outcome import completed, one_line_failures
 from pipeline.flows.report import Report
 from pipeline.flows.services import check_services
@@ -22,7 +22,7 @@ from pipeline.flows.stage_task import reproduce
 
 @flow(name="train", description="The stages of dvc.yaml, one task each, on one worker.", persist_result=False)
 @one_line_failures
-@ended_with_parent()
+@ended_from_outside()
 def train(
     profile: str | None = None,
     overrides: list[str] | None = None,

@@ -144,6 +144,20 @@ def test_cancelled_run_leaves_no_trainer(site):
     assert becomes(lambda: "RUNNING" not in mlflow_statuses(site))
 
 
+def test_a_cancelled_run_ends_itself_where_its_worker_is_deaf(site):
+    """As Prefect's worker is once the server was away."""
+    (worker,) = without_forks(processes(site.folder, "worker start --pool gpu"))
+    with site.training(ENDLESS + 3) as identity:
+        worker.suspend()
+        try:
+            assert site.run("-m", "prefect", "flow-run", "cancel", str(identity)).returncode == 0
+            assert becomes(lambda: not trainers(site))
+            assert becomes(lambda: not engines(identity))
+        finally:
+            worker.resume()
+        assert becomes(lambda: site.finished(identity).state.name == "Cancelled")
+
+
 def test_killed_engine_takes_the_trainer_along_and_a_retry_resumes(site):
     with site.training(ENDLESS + 1) as identity:
         assert becomes(lambda: "epoch 3/" in site.log(identity))
