@@ -1,5 +1,6 @@
 """The stages of dvc.yaml as a flow runs them: in which order, how often again, and whether there is anything to do."""
 
+import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from pydantic import Field, ValidationError
 from pipeline.base.errors import PipelineError, did_you_mean
 from pipeline.base.messages import one_line
 from pipeline.base.ranges import Section
+
+ONE_AT_A_TIME = threading.Lock()  # DVC's Python interface is not made for several threads
 
 
 class Meta(Section):
@@ -28,6 +31,7 @@ class StagePlan:
     name: str  # as `dvc repro` takes it, such as finetune@gain
     description: str
     meta: Meta
+    after: frozenset[str] = frozenset()  # the stages of dvc.yaml whose outputs it reads
 
 
 def plan(folder: Path, targets: Sequence[str] = ()) -> list[StagePlan]:
@@ -58,19 +62,19 @@ def plan(folder: Path, targets: Sequence[str] = ()) -> list[StagePlan]:
             ordered = plan_repro(graph, wanted)
     except DvcException as error:
         raise PipelineError(f"{folder / 'dvc.yaml'}: {' '.join(str(error).split())}") from error
-    return [_stage_plan(stage) for stage in ordered]
+    return [_stage_plan(stage, [before for before in graph.successors(stage) if before in stages]) for stage in ordered]
 
 
 def is_up_to_date(folder: Path, stage: str) -> bool:
-    """Whether `dvc repro --single-item STAGE` would do nothing.
+    """Whether `dvc repro --single-item STAGE` would do nothing; another DVC process that has the folder is waited for.
 
     Raises:
-        PipelineError: DVC cannot say, as while another DVC process has the checkout.
+        PipelineError: DVC cannot say, as without a file that the stage needs.
     """
     from dvc.exceptions import DvcException
 
     try:
-        with _repository(folder) as repository, repository.lock:
+        with ONE_AT_A_TIME, _repository(folder, wait=True) as repository, repository.lock:
             return not repository.stage.load_one(path=str(folder / "dvc.yaml"), name=stage).changed()
     except DvcException as error:
         raise PipelineError(f"{folder}: {stage}: {' '.join(str(error).split())}") from error
@@ -109,7 +113,7 @@ def push_uncached(folder: Path, stage: str) -> None:
     from dvc.exceptions import DvcException
 
     try:
-        with _repository(folder) as repository:
+        with ONE_AT_A_TIME, _repository(folder) as repository:
             found = repository.stage.load_one(path=str(folder / "dvc.yaml"), name=stage)
             objects = {out.hash_info for out in found.outs if not out.use_cache}
             if objects and (left := repository.cloud.push(objects).failed):
@@ -118,22 +122,23 @@ def push_uncached(folder: Path, stage: str) -> None:
         raise PipelineError(f"{folder}: {stage}: {' '.join(str(error).split())}") from error
 
 
-def _repository(folder: Path) -> Any:
+def _repository(folder: Path, *, wait: bool = False) -> Any:
     from dvc.exceptions import NotDvcRepoError
     from dvc.repo import Repo
 
     try:
-        return Repo(str(folder))
+        return Repo(str(folder), _wait_for_lock=wait)
     except NotDvcRepoError:
         raise PipelineError(f"{folder}: no DVC repository; run from a checkout of the project") from None
 
 
-def _stage_plan(stage: Any) -> StagePlan:
+def _stage_plan(stage: Any, before: list[Any]) -> StagePlan:
     try:
-        return StagePlan(stage.name, stage.desc or "", Meta.model_validate(stage.meta or {}))
+        meta = Meta.model_validate(stage.meta or {})
     except ValidationError as error:
         key, message = one_line(error, Meta)
         raise PipelineError(": ".join(filter(None, ("dvc.yaml", stage.name, "meta", key, message)))) from None
+    return StagePlan(stage.name, stage.desc or "", meta, frozenset(found.name for found in before))
 
 
 def _reasons(entries: list[Any]) -> list[str]:

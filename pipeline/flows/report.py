@@ -24,6 +24,7 @@ from pipeline.base.workspace import Workspace
 from pipeline.flows.dag import StagePlan
 from pipeline.flows.display import Display
 from pipeline.flows.flow_run import record_device
+from pipeline.flows.output import Listener
 from pipeline.release.registry import find_runs, select_variant
 from pipeline.report.tables import Scores, flat_scores, results_table
 from pipeline.tracking.server import tracking_uri
@@ -46,6 +47,26 @@ class _Finished:
         return f"{self.outcome} | {self.seconds:.1f} | {self.device}"
 
 
+@dataclass
+class _Running:
+    """A stage at work."""
+
+    report: "Report"
+    started: float
+    fraction: float = 0.0
+    device: str = ""
+
+    def advance(self, fraction: float) -> None:
+        """The stage is done to this fraction, in [0, 1]."""
+        self.fraction = fraction
+        self.report.show_progress()
+
+    def see_device(self, device: str) -> None:
+        """The stage has chosen its device, which becomes a tag of the run."""
+        self.device = device
+        self.report.show_device(device)
+
+
 class Report:
     """Collects what the stages of one run say, and publishes it as artifacts.
 
@@ -61,8 +82,7 @@ class Report:
         self.experiment = experiment
         self._space = Workspace(folder)
         self._finished: dict[str, _Finished] = {}
-        self._device = ""
-        self._started = time.monotonic()
+        self._running: dict[str, _Running] = {}
         self._artifact: UUID | None = None
         self._display = Display()
         self._updated = 0.0
@@ -80,24 +100,28 @@ class Report:
             raise
         self._publish()
 
-    def starts(self) -> None:
-        """The next stage begins; its time is measured from here."""
-        self._device = ""
-        self._started = time.monotonic()
+    def starts(self, stage: str) -> None:
+        """A stage begins, others may be at work; its time is measured from here."""
+        self._running[stage] = _Running(self, time.monotonic())
+
+    def running(self, stage: str) -> Listener:
+        """What hears of a stage that is at work."""
+        return self._running[stage]
 
     def finished(self, stage: str, state: State[Any]) -> None:
-        """The stage that began last has ended in this state."""
-        seconds = 0.0 if state.name == "Unchanged" else time.monotonic() - self._started
-        self._finished[stage] = _Finished(state.name or "", state.is_completed(), seconds, self._device)
-        self.advance(0.0)
+        """A stage has ended in this state."""
+        running = self._running.pop(stage)
+        seconds = 0.0 if state.name == "Unchanged" else time.monotonic() - running.started
+        self._finished[stage] = _Finished(state.name or "", state.is_completed(), seconds, running.device)
+        self.show_progress()
 
-    def advance(self, fraction: float) -> None:
-        """A running stage is done to this fraction, in [0, 1]."""
-        self._show(100.0 * (len(self._finished) + fraction) / len(self.plan))
+    def show_progress(self) -> None:
+        """Stages that have ended, and the fractions of those at work."""
+        done = len(self._finished) + sum(running.fraction for running in list(self._running.values()))
+        self._show(100.0 * done / len(self.plan))
 
-    def see_device(self, device: str) -> None:
-        """The running stage has chosen its device, which becomes a tag of the run."""
-        self._device = device
+    def show_device(self, device: str) -> None:
+        """As a tag of the run."""
         self._display.show(f"device {device}", lambda: record_device(device))
 
     def sentence(self) -> str:

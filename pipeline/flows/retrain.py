@@ -15,7 +15,7 @@ from pipeline.flows.outcome import completed, one_line_failures, require_complet
 from pipeline.flows.promote import promote
 from pipeline.flows.report import Report
 from pipeline.flows.services import check_services
-from pipeline.flows.stage_task import reproduce
+from pipeline.flows.stage_task import Runner
 from pipeline.flows.train import train
 
 
@@ -34,9 +34,10 @@ def retrain(refresh_data: bool = True, dry_run: bool = False, share: bool = Fals
     check_services(checkout, share=share)
     if refresh_data:
         report = Report(checkout, params, dag.plan(checkout, ["download"]))
+        runner = Runner(report, share=share)
         with held_checkout(checkout):
             for stage in report.plan:
-                reproduce(stage, report, share=share, force=stage.name == "download")
+                runner.reproduce(stage, force=stage.name == "download")
     changed = dag.changes(checkout)
     for name, what in changed.items():
         get_run_logger().info("%s: %s", name, what)

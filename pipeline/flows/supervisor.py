@@ -46,15 +46,45 @@ def supervised(
     try:
         yield process
     finally:
-        assert process.stdin is not None
-        with suppress(BrokenPipeError):
-            process.stdin.close()
+        _abandon(process)
         with suppress(subprocess.TimeoutExpired):
             process.wait(2 * GRACE_SECONDS)
         _signal_group(process.pid, signal.SIGKILL)
         process.wait()
         assert process.stdout is not None
         process.stdout.close()
+
+
+class Commands:
+    """Supervised commands, of which several may run at once, each in a thread of its own."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self._running: set[subprocess.Popen[str]] = set()
+        self._changing = threading.Lock()
+
+    @contextmanager
+    def running(
+        self, command: Sequence[str], *, folder: Path, environment: Mapping[str, str]
+    ) -> Iterator["subprocess.Popen[str]"]:
+        """As `supervised`; once `end` was called, the command ends at once."""
+        with supervised(command, folder=folder, environment=environment) as process:
+            with self._changing:
+                self._running.add(process)
+                if self.ended:
+                    _abandon(process)
+            try:
+                yield process
+            finally:
+                with self._changing:
+                    self._running.discard(process)
+
+    def end(self) -> None:
+        """End all commands, whose threads then go on; does not wait for them."""
+        with self._changing:
+            self.ended = True
+            for process in self._running:
+                _abandon(process)
 
 
 def main(command: Sequence[str]) -> int:
@@ -78,6 +108,13 @@ def main(command: Sequence[str]) -> int:
     if _others_in_group(group):
         _signal_group(group, signal.SIGKILL)
     return 128 + signal.SIGTERM
+
+
+def _abandon(process: "subprocess.Popen[str]") -> None:
+    """Close the pipe that the supervising process watches."""
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):
+        process.stdin.close()
 
 
 def _watch_standard_input(abandoned: threading.Event) -> None:

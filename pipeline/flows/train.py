@@ -17,7 +17,8 @@ from pipeline.flows.flow_run import ended_from_outside, record_device, visible_g
 from pipeline.flows.outcome import completed, one_line_failures
 from pipeline.flows.report import Report
 from pipeline.flows.services import check_services
-from pipeline.flows.stage_task import reproduce
+from pipeline.flows.side_by_side import device_groups, reproduce_side_by_side
+from pipeline.flows.stage_task import Runner
 
 
 @flow(name="train", description="The stages of dvc.yaml, one task each, on one worker.", persist_result=False)
@@ -63,6 +64,10 @@ def _run(report: Report, *, share: bool) -> str:
     check_services(report.folder, share=share)
     record_device(visible_gpus())
     with report.published():
-        for stage in report.plan:
-            reproduce(stage, report, share=share)
+        runner = Runner(report, share=share)
+        if groups := device_groups(report.params):
+            reproduce_side_by_side(runner, groups)
+        else:
+            for stage in report.plan:
+                runner.reproduce(stage)
     return report.sentence()

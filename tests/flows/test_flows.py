@@ -14,8 +14,9 @@ from contextlib import suppress
 import mlflow
 import psutil
 import pytest
-from checkouts import ENDLESS, becomes, environment, git, git_checkout, one_line, python, set_params
+from checkouts import ENDLESS, PATIENCE, becomes, environment, git, git_checkout, one_line, python, set_params
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun
 from prefect_site import Site, engines, processes, trainers
 from processes import without_forks
@@ -88,6 +89,43 @@ def test_deployment_run_with_other_parameters_is_an_experiment(site):
     assert not [path for path in (site.folder / ".runs").iterdir() if path.is_dir()]
     names = {run.info.run_name for run in mlflow.MlflowClient(f"sqlite:///{site.folder}/mlflow.db").search_runs(["1"])}
     assert "pretrain-seed1-other-seed" in names
+
+
+VARIANTS = ("control", "gain", "gain_ext")
+
+
+def fine_tuned(site: Site, num_epochs: int) -> "subprocess.Popen[str]":
+    """A flow in a process of its own that fine-tunes all variants and is told of two devices, where it has none."""
+    overrides = json.dumps([f"profiles.smoke.finetune.num_epochs={num_epochs}"])
+    command = [sys.executable, "-m", "pipeline.flows", "train", f"overrides={overrides}", 'targets=["finetune"]']
+    told = {**environment(site.folder), "PREFECT_API_URL": site.url, "CUDA_VISIBLE_DEVICES": "0,1"}
+    return subprocess.Popen(
+        command, cwd=site.folder, env=told, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def test_variants_are_trained_side_by_side_where_the_worker_has_two_devices(site):
+    with fine_tuned(site, 1) as running:
+        output = running.communicate()[0]
+    assert running.returncode == 0, output
+    wanted = TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[newest(site).id]))
+    with site.client() as client:
+        runs = {run.name.rsplit("-", 1)[0]: run for run in client.read_task_runs(task_run_filter=wanted)}
+    first, second, third = (runs[f"finetune@{variant}"] for variant in VARIANTS)
+    assert {first.state_name, second.state_name, third.state_name} == {"Completed"}
+    assert second.start_time < first.end_time
+    assert third.start_time >= min(first.end_time, second.end_time)
+
+
+def test_an_interrupted_run_leaves_none_of_its_trainers(site):
+    with fine_tuned(site, ENDLESS) as running:
+        try:
+            assert becomes(lambda: len(list((site.folder / ".runs").glob("*/checkpoints/finetune/*/*.pt"))) == 2)
+        finally:
+            running.terminate()
+            output = running.communicate(timeout=PATIENCE)[0]
+    assert running.returncode != 0, output
+    assert becomes(lambda: not processes(site.folder, "stages.finetune"))
 
 
 @pytest.mark.parametrize(

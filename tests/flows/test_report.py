@@ -55,12 +55,12 @@ def test_stages_and_epochs_are_progress_and_the_summary_names_them(tmp_path, art
     found = begin(tmp_path, "prepare", "pretrain", experiment="other-seed")
     with found.published():
         assert artifacts["progress"] == 0.0
-        found.starts()
+        found.starts("prepare")
         found.finished("prepare", Completed(name="Unchanged"))
         assert artifacts["progress"] == 50.0
-        found.starts()
-        found.see_device("cpu, 1 threads, 32-true")
-        found.advance(0.5)
+        found.starts("pretrain")
+        found.running("pretrain").see_device("cpu, 1 threads, 32-true")
+        found.running("pretrain").advance(0.5)
         assert artifacts["progress"] == 75.0
         found.finished("pretrain", Completed())
     assert artifacts["progress"] == 100.0
@@ -75,10 +75,29 @@ def test_stages_and_epochs_are_progress_and_the_summary_names_them(tmp_path, art
     assert "scores" not in artifacts
 
 
+def test_stages_at_work_at_the_same_time_add_up(tmp_path, artifacts):
+    found = begin(tmp_path, "finetune@control", "finetune@gain")
+    with found.published():
+        for stage, device in (("finetune@control", "cuda:0"), ("finetune@gain", "cuda:1")):
+            found.starts(stage)
+            found.running(stage).see_device(device)
+        found.running("finetune@control").advance(0.5)
+        found.running("finetune@gain").advance(0.25)
+        assert artifacts["progress"] == 37.5
+        found.finished("finetune@gain", Completed())
+        assert artifacts["progress"] == 75.0
+        found.finished("finetune@control", Completed())
+    lines = artifacts["summary"].splitlines()
+    assert [(line.split()[1], line.split()[-2]) for line in lines if line.startswith("| finetune")] == [
+        ("finetune@gain", "cuda:1"),
+        ("finetune@control", "cuda:0"),
+    ]
+
+
 def test_a_failed_run_is_published_and_not_done(tmp_path, artifacts):
     found = begin(tmp_path, "prepare", "pretrain")
     with pytest.raises(RunFailedError), found.published():
-        found.starts()
+        found.starts("prepare")
         found.finished("prepare", Failed())
         raise RunFailedError("prepare: error: an image", "Failed")
     assert artifacts["progress"] == 50.0
@@ -88,7 +107,7 @@ def test_a_failed_run_is_published_and_not_done(tmp_path, artifacts):
 def test_an_evaluation_that_failed_leaves_no_scores_to_read(tmp_path, artifacts):
     found = begin(tmp_path, "evaluate")
     with pytest.raises(RunFailedError, match="out of memory"), found.published():
-        found.starts()
+        found.starts("evaluate")
         found.finished("evaluate", Failed())
         raise RunFailedError("evaluate: error: out of memory", "Failed")
     assert "| evaluate | Failed | " in artifacts["summary"]
@@ -110,7 +129,7 @@ def test_scores_are_a_table_with_the_best_candidate_and_links_to_the_runs(tmp_pa
     (folder / "validation.json").write_text(json.dumps(validation))
     found = begin(tmp_path, "evaluate")
     with found.published():
-        found.starts()
+        found.starts("evaluate")
         found.finished("evaluate", Completed())
     assert [(row["model"], row["best"], row["val/mean_iou"], row["mean_iou"]) for row in artifacts["scores"]] == [
         (name, name == "gain_ext", on_validation[name], value) for name, value in SCORES.items()
