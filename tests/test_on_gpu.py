@@ -20,6 +20,7 @@ from pipeline.evaluation.passes import Scoring, evaluate, validation_scores
 from pipeline.gain.attention import class_attention
 from pipeline.gain.losses import Criterion
 from pipeline.gain.network import GuidedNetwork, class_pairs
+from pipeline.model.decoder import upsample
 from pipeline.model.fcn8s import FCN8s
 from pipeline.release.prediction import Outputs, predict
 from pipeline.tracking.throughput import peak_flops, training_flops
@@ -118,6 +119,19 @@ def test_maps_of_a_bfloat16_pass_are_those_of_float32(tiny_model, scene):
             maps.append(class_attention(model, model.features(image).conv5_3))
     assert maps[1].dtype == torch.float32
     assert float((maps[1] - maps[0]).norm() / maps[0].norm()) < 0.05
+
+
+def test_upsampling_is_that_of_the_cpu_and_repeats():
+    scores, gradient = torch.randn(2, 21, 10, 9), torch.randn(2, 21, 80, 72)
+    found = []
+    for device in ("cpu", "cuda", "cuda"):
+        at = scores.detach().to(device).requires_grad_()
+        upsampled = upsample(at, 8)
+        upsampled.backward(gradient.to(device))
+        found.append((upsampled.detach().cpu(), at.grad.cpu()))
+    for on_cpu, once, again in zip(*found, strict=True):
+        assert torch.allclose(once, on_cpu, rtol=1e-4, atol=1e-4)
+        assert torch.equal(once, again)
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch's own code generator, about itself and about exact products

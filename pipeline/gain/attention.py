@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.model.decoder import upsample
 from pipeline.model.fcn8s import AttentionGrid, Classifier, FCN8s
 from pipeline.model.trunk import at_least_float32, pool
 
@@ -94,7 +95,7 @@ def attention_to_image(attention: Tensor, image_size: tuple[int, int], grid: Att
     """
     if attention.shape[0] == 0:
         return attention.new_zeros((0, *image_size))
-    canvas = F.interpolate(attention[:, None], scale_factor=grid.stride, mode="bilinear", align_corners=False)[:, 0]
+    canvas = upsample(attention[:, None], grid.stride)[:, 0]
     top = grid.padding - 1
     return canvas[:, top : top + image_size[0], top : top + image_size[1]]
 

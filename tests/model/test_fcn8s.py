@@ -3,7 +3,14 @@ import torch
 import torch.nn.functional as F
 from sections import full_architecture_section, training_section
 
-from pipeline.model.decoder import UPSAMPLING, FullyConnected, bilinear_kernel, upsample, upsample_like_caffe
+from pipeline.model.decoder import (
+    UPSAMPLING,
+    FullyConnected,
+    bilinear_kernel,
+    upsample,
+    upsample_by_products,
+    upsample_like_caffe,
+)
 from pipeline.model.fcn8s import AttentionGrid, FCN8s
 from pipeline.model.trunk import pool
 from pipeline.training.optimization import freeze
@@ -105,6 +112,19 @@ def test_upsampling_is_the_papers_transposed_convolution(factor, size):
     away = (..., slice(factor, -factor), slice(factor, -factor))  # from the border, where one fades and one does not
     assert torch.allclose(upsample(scores, factor)[away], slow[..., edge:-edge, edge:-edge][away], rtol=0, atol=1e-12)
     assert slow[inner].shape == (2, 3, factor * size[0], factor * size[1])
+
+
+@pytest.mark.parametrize("factor", [2, 8, 16])
+@pytest.mark.parametrize("size", [(5, 6), (1, 3)])
+def test_upsampling_by_products_is_interpolation(factor, size):
+    slow, fast = (torch.rand(2, 3, *size, dtype=torch.float64).requires_grad_() for _ in range(2))
+    fast.data.copy_(slow.data)
+    by_interpolation, by_products = upsample(slow, factor), upsample_by_products(fast, factor)
+    assert torch.allclose(by_products, by_interpolation, rtol=0, atol=1e-12)
+    gradient = torch.rand_like(by_interpolation)
+    by_interpolation.backward(gradient)
+    by_products.backward(gradient)
+    assert torch.allclose(fast.grad, slow.grad, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("factor", [2, 8])
