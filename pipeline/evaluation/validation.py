@@ -2,9 +2,8 @@
 
 from collections.abc import Callable
 
-from lightning_fabric import Fabric
-
 from pipeline.base.attention import Attention
+from pipeline.base.fabric import Fabric
 from pipeline.base.sections import Evaluate
 from pipeline.data.loaders import evaluation_loader
 from pipeline.data.samples import SegmentationDataset

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_fabric import Fabric
-
 from pipeline.base.attention import Attention
 from pipeline.base.errors import PipelineError
+from pipeline.base.fabric import Fabric
 from pipeline.base.profile import Params
 from pipeline.base.sections import Training
 from pipeline.base.workspace import PRETRAINED, Workspace

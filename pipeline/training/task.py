@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from lightning_fabric import Fabric
 from torch.utils.data import DataLoader
 
 from pipeline.base.attention import Attention
+from pipeline.base.fabric import Fabric
 from pipeline.base.sections import Training
 from pipeline.data.samples import Sample
 from pipeline.gain.losses import Criterion
