@@ -10,7 +10,7 @@ from pipeline.data.manifest import read_manifest
 from pipeline.data.voc import read_class_names
 from pipeline.datasets.counterfactual.making import make_sets, plan_of
 from pipeline.datasets.counterfactual.plan import said
-from pipeline.datasets.parallel import usable_cores
+from pipeline.datasets.parallel import most_workers
 from pipeline.tracking.progress import progress_bar
 from stages.run import run_stage
 
@@ -23,7 +23,7 @@ def counterfactual(params: Params, space: Workspace) -> None:
         atomic_folder(space.counterfactual) as folder,
         progress_bar("counterfactual: objects", len(plan.cutouts)) as advance,
     ):
-        made = make_sets(space.data, plan, folder, params.counterfactual, num_workers=usable_cores(), on_object=advance)
+        made = make_sets(space.data, plan, folder, params.counterfactual, num_workers=most_workers(), on_object=advance)
     sizes = Counter(row.split for row in made)
     counts = ", ".join(f"{name} {size}" for name, size in sizes.items()) or "no image: no object can be separated"
     print(f"counterfactual: {counts}", flush=True)

@@ -7,7 +7,7 @@ from pipeline.base.workspace import Workspace
 from pipeline.datasets.embedded import draw_dataset, split_sizes
 from pipeline.datasets.fetch import copy_into, obtain
 from pipeline.datasets.own_folder import place_folder
-from pipeline.datasets.parallel import usable_cores
+from pipeline.datasets.parallel import most_workers
 from pipeline.datasets.voc2012 import obtain_archives, place_voc2012
 from pipeline.tracking.progress import progress_bar
 from stages.run import run_stage
@@ -19,11 +19,11 @@ def download(params: Params, space: Workspace) -> None:
     if isinstance(options, EmbeddedData):
         total = sum(split_sizes(options).values())
         with atomic_folder(space.data) as folder, progress_bar("download: images drawn", total) as advance:
-            draw_dataset(folder, options, seed=params.seed, num_workers=usable_cores(), on_image=advance)
+            draw_dataset(folder, options, seed=params.seed, num_workers=most_workers(), on_image=advance)
     elif isinstance(options, Voc2012Data):
         archives = obtain_archives(options)
         with atomic_folder(space.data) as folder, progress_bar("download: images in place", None) as advance:
-            place_voc2012(folder, archives, options, seed=params.seed, num_workers=usable_cores(), on_image=advance)
+            place_voc2012(folder, archives, options, seed=params.seed, num_workers=most_workers(), on_image=advance)
     else:
         with atomic_folder(space.data) as folder, progress_bar("download: images in place", None) as advance:
             place_folder(folder, options, on_image=advance)

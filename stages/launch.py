@@ -17,6 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pipeline.base.cores import usable_cores
+
 POLL_SECONDS = 1.0
 LOST_A_RANK = 75  # exit status of a rank that ended because another one had
 LAST_WORDS = "RANKS_LAST_WORDS"  # variable of the environment: the folder in which a rank leaves why it fails
@@ -58,7 +60,7 @@ def run_on_ranks(name: str, command: Sequence[str], num_ranks: int) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it reports what is reported below
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_ranks)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // num_ranks)))
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         os.environ[LAST_WORDS] = folder
         silent = dict.fromkeys(range(1, num_ranks), Std.ALL)

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.base.cores import usable_cores
 from pipeline.base.errors import PipelineError
 from pipeline.base.params import load_params
 from pipeline.release.registry import download_model
@@ -44,7 +45,7 @@ def serve_model(alias: str, profile: str | None, address: Address, *, workers: i
                 "train again for a new version"
             )
         environment = {
-            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers)),
+            "OMP_NUM_THREADS": str(max(1, usable_cores() // workers)),
             **os.environ,
             MODEL_VARIABLE: str(model),
             WAITING_VARIABLE: str(waiting),

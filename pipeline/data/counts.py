@@ -1,12 +1,12 @@
 """What the counts of a finished manifest say is wrong with the data, before anything is trained on them."""
 
 import hashlib
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pipeline.base.cores import usable_cores
 from pipeline.base.errors import PipelineError, first_of
 from pipeline.data import voc
 
@@ -78,7 +78,7 @@ def _duplicates(root: Path, manifest: "pd.DataFrame") -> str:
     The files of the images are compared, not the manifest's digests, which the mask and the annotation are part of.
     """
     rows = list(zip(manifest["image_id"], manifest["split"], strict=True))
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
         digests = list(pool.map(lambda row: _digest(voc.image_path(root, row[0])), rows))
     first: dict[bytes, tuple[str, str]] = {}
     pairs = []

@@ -8,7 +8,6 @@ k - 1; -1 never may), digest (SHA-256 of the bytes of image, mask and, where the
 
 import csv
 import hashlib
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.base.cores import usable_cores
 from pipeline.base.errors import PipelineError, raise_together
 from pipeline.data import voc
 from pipeline.data.images import check_mask, decode_image, read_mask
@@ -68,7 +68,7 @@ def build_manifest(
     voc.check_disjoint(root, entries)
     records: list[dict[str, object]] = []
     problems: list[str] = []
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
         for (split, image_id), record in zip(
             entries, pool.map(lambda entry: _inspected(root, entry[1], class_names), entries), strict=True
         ):

@@ -3,7 +3,6 @@
 Nothing is written before every mask is converted, and nothing that exists is overwritten unless that is asked for.
 """
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from pipeline.base.cores import usable_cores
 from pipeline.base.errors import PipelineError, raise_together
 from pipeline.data import voc
 from pipeline.data.images import LOSSY_FORMATS, Mask, check_single, misplaced_colour, opened, save_mask
@@ -173,7 +173,7 @@ def _convert_all(
         save_mask(mask, folder / _name(path))
         return np.bincount(mask.ravel(), minlength=256)
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
         results = list(pool.map(one, files))
     problems = [str(result) for result in results if isinstance(result, PipelineError)]
     raise_together(problems, "masks that cannot be converted")

@@ -4,7 +4,6 @@ Every image and mask is decoded and checked on the way, so that all bad files ar
 them, before anything else is fetched. The copy is upright; images of other formats than JPEG and PNG become PNG in it.
 """
 
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.base.cores import usable_cores
 from pipeline.base.errors import PipelineError, raise_together, warn
 from pipeline.base.sections import FolderData
 from pipeline.data import voc
@@ -145,7 +145,7 @@ def _place_all(root: Path, source: _Source, ids: Iterable[str], on_image: Callab
             return error
 
     placed, problems = [], []
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
         for result in pool.map(place, ids):
             problems.append(str(result)) if isinstance(result, PipelineError) else placed.append(result)
             on_image()

@@ -10,15 +10,15 @@ from functools import partial
 from multiprocessing import get_context, parent_process
 from typing import Any
 
+from pipeline.base.cores import usable_cores
 from pipeline.base.errors import PipelineError
 
 MOST_PROCESSES = 16  # more would wait for the disk
 
 
-def usable_cores() -> int:
-    """Cores that this process may run on, by its affinity, as a scheduler may have set it; at most MOST_PROCESSES."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MOST_PROCESSES)
+def most_workers() -> int:
+    """How many processes to start: one for each usable core, at most MOST_PROCESSES."""
+    return min(usable_cores(), MOST_PROCESSES)
 
 
 @contextmanager
