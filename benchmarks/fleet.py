@@ -9,7 +9,6 @@ simulation shares the cores with the servers, so a server with cores of its own 
 import asyncio
 import json
 import os
-import platform
 import signal
 import socket
 import statistics
@@ -25,6 +24,7 @@ from uuid import uuid4
 
 import httpx
 
+from benchmarks.machine import machine
 from pipeline.base.files import write_json
 from pipeline.tracking.server import problem_with
 
@@ -87,17 +87,16 @@ def main(database: str = "") -> None:
     """
     report = json.loads(TARGET.read_text(encoding="utf-8")) if database else {"workers": {}}
     for count in WORKERS[-1:] if database else WORKERS:
-        with tempfile.TemporaryDirectory() as folder, _servers(Path(folder), database) as (prefect, mlflow):
+        with tempfile.TemporaryDirectory() as folder, servers(Path(folder), database) as (prefect, mlflow):
             found = asyncio.run(_measured(count, prefect, mlflow))
         report["workers"][f"{count} on PostgreSQL" if database else f"{count}"] = found
         late = {kind: of["p95"] for kind, of in found["kinds"].items() if of["p95"] > SLOW}
         print(f"{count} workers: lost {found['lost']}, retried {found['errors']}; slow: {late}", flush=True)
-    machine = f"{os.cpu_count()} CPU cores, {platform.machine()}, Python {platform.python_version()}"
-    write_json(TARGET, {"machine": machine, "seconds": SECONDS, **report})
+    write_json(TARGET, {"machine": machine(), "seconds": SECONDS, **report})
 
 
 @contextmanager
-def _servers(folder: Path, database: str) -> Iterator[tuple[str, str]]:
+def servers(folder: Path, database: str = "") -> Iterator[tuple[str, str]]:
     """Addresses of a Prefect server's API and of an MLflow server, both new."""
     ports = [_free_port(), _free_port()]
     addresses = [f"http://127.0.0.1:{ports[0]}/api", f"http://127.0.0.1:{ports[1]}"]

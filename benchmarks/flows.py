@@ -6,7 +6,6 @@ server (its start counts), by a flow with one, and by a flow in which nothing ha
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import tempfile
@@ -14,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.machine import machine
 from pipeline.flows import dag
 
 REPOSITORY = Path(__file__).parents[1]
@@ -27,7 +27,7 @@ def main() -> None:
     seconds = {name: statistics.median(times[name] for times in rounds) for name in rounds[0]}
     over_dvc = seconds["warm server"] - seconds["dvc repro"]
     result = {
-        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, Python {platform.python_version()}",
+        "machine": machine(),
         "rounds": ROUNDS,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "seconds_per_stage_over_dvc": round(over_dvc / len(dag.plan(REPOSITORY)), 2),

@@ -5,8 +5,6 @@ the rest of a stage is start-up, loading, reports and tracking. Memory is the la
 """
 
 import json
-import os
-import platform
 import re
 import resource
 import subprocess
@@ -16,6 +14,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from benchmarks.machine import machine
 
 REPOSITORY = Path(__file__).parents[1]
 TARGET = Path(__file__).with_suffix(".json")
@@ -34,7 +34,7 @@ def main() -> None:
     training = sum(stage["training"] for stage in stages.values())
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     result = {
-        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, Python {platform.python_version()}",
+        "machine": machine(),
         "stages": stages,
         "total_seconds": round(total, 1),
         "training_share": round(training / total, 3),
