@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelled
@@ -47,9 +47,8 @@ def ended_from_outside() -> Iterator[None]:
     Otherwise the next worker would share the GPU with it. Prefect's worker ends a cancelled run itself, but does not
     hear of it any more once the server was away (3.8).
     """
-    done = threading.Event()
-    if "PREFECT__FLOW_RUN_ID" in os.environ:
-        run = current_flow_run()
+    done, run = threading.Event(), current_flow_run()
+    if os.environ.get("PREFECT__FLOW_RUN_ID") == str(run.id):  # not the runs that a flow begins in its own process
         for watch in (_end_with_worker, _end_when_cancelled):
             context = contextvars.copy_context()  # Prefect's settings
             threading.Thread(target=context.run, args=(watch, run, done), daemon=True).start()
@@ -80,8 +79,8 @@ def _end_when_cancelled(run: FlowRun, done: threading.Event) -> None:
                     seen = cancelled
                     continue
                 message = "cancelled; the run ended itself, as its worker did not"
-                # Prefect's engine would call the run crashed, but leaves a final state alone.
-                run.state = Cancelled(message=message)
-                client.set_flow_run_state(run.id, run.state, force=True)
+                final: State[None] = Cancelled(message=message)
+                client.set_flow_run_state(run.id, final, force=True)
+                run.state = final  # Prefect's engine would call the run crashed, but leaves a final state alone
             os.kill(os.getpid(), signal.SIGTERM)
             return
