@@ -16,6 +16,10 @@ from pipeline.base.ranges import Section
 ONE_AT_A_TIME = threading.Lock()  # DVC's Python interface is not made for several threads
 
 
+class BusyError(PipelineError):
+    """Another DVC process is in the way, for now."""
+
+
 class Meta(Section):
     """`meta` of a stage in dvc.yaml: under which conditions a failed stage is worth another try."""
 
@@ -66,16 +70,20 @@ def plan(folder: Path, targets: Sequence[str] = ()) -> list[StagePlan]:
 
 
 def is_up_to_date(folder: Path, stage: str) -> bool:
-    """Whether `dvc repro --single-item STAGE` would do nothing; another DVC process that has the folder is waited for.
+    """Whether `dvc repro --single-item STAGE` would do nothing.
 
     Raises:
-        PipelineError: DVC cannot say, as without a file that the stage needs.
+        BusyError: another DVC process has the folder, or is at this stage.
+        PipelineError: DVC cannot say.
     """
     from dvc.exceptions import DvcException
+    from dvc.lock import LockError
 
     try:
-        with ONE_AT_A_TIME, _repository(folder, wait=True) as repository, repository.lock:
+        with ONE_AT_A_TIME, _repository(folder) as repository, repository.lock:
             return not repository.stage.load_one(path=str(folder / "dvc.yaml"), name=stage).changed()
+    except LockError as error:
+        raise BusyError(f"{folder}: {stage}: {' '.join(str(error).split())}") from error
     except DvcException as error:
         raise PipelineError(f"{folder}: {stage}: {' '.join(str(error).split())}") from error
 
@@ -122,12 +130,12 @@ def push_uncached(folder: Path, stage: str) -> None:
         raise PipelineError(f"{folder}: {stage}: {' '.join(str(error).split())}") from error
 
 
-def _repository(folder: Path, *, wait: bool = False) -> Any:
+def _repository(folder: Path) -> Any:
     from dvc.exceptions import NotDvcRepoError
     from dvc.repo import Repo
 
     try:
-        return Repo(str(folder), _wait_for_lock=wait)
+        return Repo(str(folder))
     except NotDvcRepoError:
         raise PipelineError(f"{folder}: no DVC repository; run from a checkout of the project") from None
 

@@ -28,7 +28,8 @@ def device_groups(params: Params) -> list[str]:
 def reproduce_side_by_side(runner: Runner, groups: list[str]) -> None:
     """Run the plan, each stage as soon as those before it are done and a group of devices is free.
 
-    After a failure no further stage begins; those at work are waited for, and DVC keeps what they make.
+    After a failure no further stage begins, and none is tried again; those at work are waited for, and DVC keeps what
+    they make.
 
     Raises:
         RunFailedError: a stage failed; the message is that of the first.
@@ -53,7 +54,9 @@ def reproduce_side_by_side(runner: Runner, groups: list[str]) -> None:
                 require_completed(future.state)
             except RunFailedError as error:
                 failures.append(error)
-            done.add(stage.name)
+                runner.stopped = True
+            else:
+                done.add(stage.name)
     except BaseException:
         runner.commands.end()  # the threads would wait for their trainings
         raise

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from pipeline.flows.report import Report
 from pipeline.flows.supervisor import Commands
 from pipeline.tracking.server import local_database, tracking_uri
 
+BUSY_SECONDS = 1.0  # between two looks at a folder that another DVC process has
+
 
 class Runner:
     """Runs stages of one flow run, each as a task with the retries that dvc.yaml grants it.
@@ -33,6 +36,7 @@ class Runner:
         self.report = report
         self.share = share
         self.commands = Commands()
+        self.stopped = False  # another stage has failed: none begins, and none is tried again
 
     def reproduce(self, stage: dag.StagePlan, *, force: bool = False) -> None:
         """Run a stage here, and wait for it.
@@ -59,7 +63,7 @@ class Runner:
 
     def _task(self, stage: dag.StagePlan) -> Task[..., State[Any]]:
         def is_worth_another_try(_task: Any, _run: Any, state: State[Any]) -> bool:
-            if stage.meta.retries == 0 or self.commands.ended:
+            if stage.meta.retries == 0 or self.stopped or self.commands.ended:
                 return False
             return state.name == KILLED or stage.meta.retry_on == "any"
 
@@ -81,11 +85,13 @@ def reproduce_stage(stage: str, runner: Runner, *, force: bool = False, devices:
     Killed when a signal ended the stage.
     """
     folder = runner.report.folder
+    if runner.stopped:  # while this one waited for its next try
+        return failed(PipelineError("not tried again, as another stage has failed"))
     # With --pull, DVC fetches a stage's outputs instead of running it; register has effects beyond its outputs.
     pull = runner.share and stage != "register"
     options = [*(["--pull"] if pull else []), *(["--force"] if force else [])]
     try:
-        if not force and dag.is_up_to_date(folder, stage):
+        if not force and _is_up_to_date(stage, runner):
             return Completed(name="Unchanged", message="up to date")
         ran = _dvc(["repro", "--single-item", *options, stage], stage, runner, devices)
         if runner.share and ran:
@@ -99,6 +105,21 @@ def reproduce_stage(stage: str, runner: Runner, *, force: bool = False, devices:
     return Completed(message="ran") if ran else Completed(name="Restored", message="restored, not run")
 
 
+def _is_up_to_date(stage: str, runner: Runner) -> bool:
+    """As `dag.is_up_to_date`, once no other DVC process is in the way: a stage at work beside this one, or a user's."""
+    said = False
+    while True:
+        try:
+            return dag.is_up_to_date(runner.report.folder, stage)
+        except dag.BusyError as error:
+            if runner.commands.ended:
+                raise
+            if not said:
+                said = True
+                get_run_logger().info("waiting: %s", error)
+            time.sleep(BUSY_SECONDS)
+
+
 def _dvc(arguments: list[str], stage: str, runner: Runner, devices: str | None) -> bool:
     """Run DVC under supervision, its output in the log; whether it ran a stage.
 
@@ -106,7 +127,7 @@ def _dvc(arguments: list[str], stage: str, runner: Runner, devices: str | None) 
         RunFailedError: DVC or the stage failed, or was killed.
     """
     logger, output = get_run_logger(), StageOutput(runner.report.running(stage))
-    # Another DVC process holds the folder for moments only: not while a stage is at work.
+    # A stage beside this one may hold the folder: while DVC looks at its files or pushes, not while it is at work.
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
     environment = _environment(runner.report, devices)
     with runner.commands.running(command, folder=runner.report.folder, environment=environment) as process:

@@ -61,30 +61,34 @@ class Commands:
     def __init__(self) -> None:
         self.ended = False
         self._running: set[subprocess.Popen[str]] = set()
-        self._changing = threading.Lock()
+        self._changed = threading.Condition()
 
     @contextmanager
     def running(
         self, command: Sequence[str], *, folder: Path, environment: Mapping[str, str]
     ) -> Iterator["subprocess.Popen[str]"]:
-        """As `supervised`; once `end` was called, the command ends at once."""
-        with supervised(command, folder=folder, environment=environment) as process:
-            with self._changing:
-                self._running.add(process)
-                if self.ended:
-                    _abandon(process)
-            try:
+        """As `supervised`; a command that begins after `end` is ended like the others."""
+        begun: set[subprocess.Popen[str]] = set()
+        try:
+            with supervised(command, folder=folder, environment=environment) as process:
+                begun.add(process)
+                with self._changed:
+                    self._running |= begun
+                    if self.ended:
+                        _abandon(process)
                 yield process
-            finally:
-                with self._changing:
-                    self._running.discard(process)
+        finally:
+            with self._changed:
+                self._running -= begun
+                self._changed.notify_all()
 
     def end(self) -> None:
-        """End all commands, whose threads then go on; does not wait for them."""
-        with self._changing:
+        """End all commands and wait until they have ended: within `GRACE_SECONDS`, or by force."""
+        with self._changed:
             self.ended = True
             for process in self._running:
                 _abandon(process)
+            self._changed.wait_for(lambda: not self._running, 3 * GRACE_SECONDS)
 
 
 def main(command: Sequence[str]) -> int:

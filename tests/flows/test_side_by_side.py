@@ -27,22 +27,29 @@ class Stages:
 
     def __init__(self) -> None:
         self.report = SimpleNamespace(plan=PLAN, finished=lambda stage, _: self.ended.append(stage))
-        self.commands = SimpleNamespace(end=lambda: self.stopped.append(True))
-        self.working: dict[str, tuple[str, Future]] = {}
+        self.commands = SimpleNamespace(end=self.stop)
+        self.stopped = False
+        self.at_work: dict[str, tuple[str, Future]] = {}
         self.ended: list[str] = []
-        self.stopped: list[bool] = []
+        self.interrupted: list[str] = []
 
     def submit(self, stage, devices):
         future: Future = Future()
-        self.working[stage.name] = devices, future
+        self.at_work[stage.name] = devices, future
         return PrefectConcurrentFuture(uuid4(), future)
 
     def end(self, stage, state=None):
-        self.working.pop(stage)[1].set_result(state or Completed())
+        self.at_work.pop(stage)[1].set_result(state or Completed())
 
-    def at_work(self, **expected: str) -> bool:
-        wanted = {name.replace("_at_", "@"): devices for name, devices in expected.items()}
-        return becomes(lambda: {name: devices for name, (devices, _) in self.working.items()} == wanted, 10)
+    def stop(self):
+        """What `Commands.end` does to the stages at work."""
+        self.interrupted += list(self.at_work)
+        for stage in list(self.at_work):
+            self.end(stage, Failed(name="Killed"))
+
+    def become(self, expected: dict[str, str]) -> bool:
+        """Whether these stages come to be at work, on these devices."""
+        return becomes(lambda: {name: devices for name, (devices, _) in self.at_work.items()} == expected, 10)
 
 
 @pytest.fixture
@@ -54,49 +61,52 @@ def stages():
 def run(stages):
     with ThreadPoolExecutor(1) as pool:
         yield pool.submit(reproduce_side_by_side, stages, ["0", "1"])
+        stages.stop()  # where an assertion failed
 
 
 def test_stages_begin_when_those_before_are_done_and_a_device_is_free(stages, run):
-    assert stages.at_work(classify="0")
+    assert stages.become({"classify": "0"})
     stages.end("classify")
-    assert stages.at_work(finetune_at_control="1", finetune_at_gain="0")
+    assert stages.become({"finetune@control": "1", "finetune@gain": "0"})
     stages.end("finetune@gain")
-    assert stages.at_work(finetune_at_control="1", finetune_at_gain_ext="0")
+    assert stages.become({"finetune@control": "1", "finetune@gain_ext": "0"})
     stages.end("finetune@control")
-    assert stages.at_work(finetune_at_gain_ext="0")
+    assert stages.become({"finetune@gain_ext": "0"})
     stages.end("finetune@gain_ext")
-    assert stages.at_work(evaluate="1")
+    assert stages.become({"evaluate": "1"})
     stages.end("evaluate")
     assert run.result(10) is None
-    order = ["classify", "finetune@gain", "finetune@control", "finetune@gain_ext", "evaluate"]
-    assert (stages.ended, stages.stopped) == (order, [])
+    assert stages.ended == ["classify", "finetune@gain", "finetune@control", "finetune@gain_ext", "evaluate"]
+    assert not stages.stopped
 
 
 def test_after_a_failure_those_at_work_end_and_none_begins(stages, run):
-    assert stages.at_work(classify="0")
+    assert stages.become({"classify": "0"})
     stages.end("classify")
-    assert stages.at_work(finetune_at_control="1", finetune_at_gain="0")
+    assert stages.become({"finetune@control": "1", "finetune@gain": "0"})
     stages.end("finetune@gain", Failed(name="Failed", message="finetune: error: no picture"))
-    assert becomes(lambda: stages.ended == ["classify", "finetune@gain"], 10)
-    assert stages.at_work(finetune_at_control="1")
+    assert becomes(lambda: stages.stopped, 10)
+    assert stages.become({"finetune@control": "1"})
     stages.end("finetune@control")
     with pytest.raises(RunFailedError, match="no picture"):
         run.result(10)
-    assert (stages.ended[-1], stages.stopped) == ("finetune@control", [])
+    assert stages.ended == ["classify", "finetune@gain", "finetune@control"]
+    assert not stages.interrupted
 
 
-def test_an_interrupted_run_ends_what_is_at_work(stages):
-    def interrupted(*_):
-        raise KeyboardInterrupt
+def test_an_interrupted_run_ends_what_is_at_work(stages, run):
+    def interrupted(stage, _):
+        if stage == "finetune@gain":
+            raise KeyboardInterrupt
 
     stages.report.finished = interrupted
-    with ThreadPoolExecutor(1) as pool:
-        run = pool.submit(reproduce_side_by_side, stages, ["0", "1"])
-        assert stages.at_work(classify="0")
-        stages.end("classify")
-        with pytest.raises(KeyboardInterrupt):
-            run.result(10)
-    assert stages.stopped == [True]
+    assert stages.become({"classify": "0"})
+    stages.end("classify")
+    assert stages.become({"finetune@control": "1", "finetune@gain": "0"})
+    stages.end("finetune@gain")
+    with pytest.raises(KeyboardInterrupt):
+        run.result(10)
+    assert stages.interrupted == ["finetune@control"]
 
 
 @pytest.mark.parametrize(

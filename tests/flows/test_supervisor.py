@@ -4,13 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 
 import psutil
 import pytest
-from checkouts import REPOSITORY, becomes
+from checkouts import PATIENCE, REPOSITORY, becomes
 
-from pipeline.flows.supervisor import supervised
+from pipeline.flows.supervisor import Commands, supervised
 
 pytestmark = pytest.mark.system
 
@@ -46,6 +48,25 @@ def test_a_command_that_ignores_the_first_signal_is_killed(tmp_path, monkeypatch
     with run(tmp_path, "trap '' TERM; echo $$; while true; do sleep 0.1; done") as process:
         pid = int(process.stdout.readline())
     assert becomes(lambda: not is_running(pid), 20.0)
+
+
+def test_all_commands_end_together_and_none_begins_after(tmp_path):
+    commands, ended, lines = Commands(), [], Queue()
+
+    def work() -> None:
+        with commands.running(["sh", "-c", "echo $$; sleep 600"], folder=tmp_path, environment=os.environ) as process:
+            for line in process.stdout:
+                lines.put(int(line))
+            ended.append(process.wait())
+
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(work) for _ in range(2)]
+        pids = [lines.get(timeout=PATIENCE) for _ in both]
+        commands.end()
+        assert not any(is_running(pid) for pid in pids)
+        assert [future.result(20) for future in both] == [None, None]
+        pool.submit(work).result(20)
+    assert ended == [128 + signal.SIGTERM] * 3
 
 
 def test_kill_9_of_the_starter_ends_the_command(tmp_path):
