@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.guidance import machine
+from benchmarks.machine import machine
 from pipeline.base.files import write_json
 from pipeline.base.params import load_params
 from pipeline.training.devices import choose_device

@@ -8,8 +8,6 @@ The reference's step is written here after its description: batch 1, one pass ea
 classification and the masked image (padding 1), Grad-CAM by a backward pass through the trunk per class.
 """
 
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from benchmarks.machine import machine
 from pipeline.base.files import write_json
 from pipeline.base.params import load_params
 from pipeline.data.samples import Sample
@@ -109,11 +108,6 @@ def main() -> None:
     print("\n| share of peak FLOP/s | plain | gain |\n|---|---|---|")
     for name, shares in utilisation.items():
         print(f"| {name} | {shares['plain']:.2f} | {shares['gain']:.2f} |")
-
-
-def machine() -> str:
-    """What computed, beside the device."""
-    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 
 def result_file(script: str, device: torch.device) -> Path:

@@ -4,8 +4,6 @@
 times in all, then 50 ask a server with a short queue; prints a table and writes benchmarks/load.json.
 """
 
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -18,6 +16,7 @@ import numpy as np
 import psutil
 import requests
 
+from benchmarks.machine import machine
 from benchmarks.serving import JSON, NETWORKS, prepare, random_picture, register_network, request_of, served
 from pipeline.base.files import write_json
 
@@ -36,7 +35,7 @@ def main() -> None:
         environment = prepare(folder)
         register_network(folder, environment, NETWORK, attention_iou=0.1)
         rows = [_load(folder, environment, *case) for case in ((CLIENTS, REQUESTS), (SHORT_QUEUE, SHORT_REQUESTS))]
-    result = {"machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores", "rows": rows}
+    result = {"machine": machine(), "rows": rows}
     write_json(Path(__file__).with_suffix(".json"), result)
     print(
         "| clients | may wait | answered | refused at once | answers/s | p50, ms | p99, ms | memory, MB, each 1,000 |"

@@ -4,7 +4,6 @@
 loading-cuda.json on a GPU.
 """
 
-import os
 import resource
 import tempfile
 import time
@@ -13,7 +12,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.guidance import FULL_WIDTH, machine, result_file
+from benchmarks.guidance import FULL_WIDTH, result_file
+from benchmarks.machine import machine
+from pipeline.base.cores import usable_cores
 from pipeline.base.files import write_json
 from pipeline.base.sections import Augmentation, EmbeddedData
 from pipeline.data.loaders import start_epoch, training_loader
@@ -38,7 +39,7 @@ AUGMENTATION = Augmentation(horizontal_flip=0.5, crop_size=CROP, scale=(0.75, 1.
 
 def main() -> None:
     """Measure and report."""
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     with tempfile.TemporaryDirectory() as name:
         root = Path(name) / "voc"
         draw_dataset(root, DRAWING, seed=0, num_workers=cores)

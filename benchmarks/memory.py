@@ -15,13 +15,13 @@ from benchmarks.guidance import (
     GUIDED,
     Reference,
     guided,
-    machine,
     momentum_sgd,
     network,
     result_file,
     sample,
     step_of,
 )
+from benchmarks.machine import machine
 from pipeline.base.files import write_json
 from pipeline.training.devices import choose_device, make_deterministic
 

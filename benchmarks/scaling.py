@@ -9,7 +9,6 @@ goes on; what does not fit under it is added. fc6 has three quarters of the byte
 
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -22,6 +21,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.guidance import ATTENTION, CLASSES, GUIDED, LABELS, SIDE, guided, network, sample
+from benchmarks.machine import machine
 from pipeline.base.files import write_json
 from pipeline.base.params import load_params
 from pipeline.gain.losses import Criterion
@@ -58,7 +58,7 @@ def main() -> None:
     }
     computed = _computed()
     result = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+        "machine": machine(),
         "input": f"{max(LABELS)} images of {SIDE} x {SIDE} a step, {CLASSES} classes, full width, GAIN",
         "measured_seconds": measured,
         "computed": computed,

@@ -8,7 +8,6 @@ import base64
 import io
 import json
 import os
-import platform
 import shutil
 import socket
 import statistics
@@ -27,6 +26,7 @@ import torch
 from PIL import Image
 
 from benchmarks.guidance import FULL_WIDTH
+from benchmarks.machine import machine
 from pipeline.base.files import write_json
 from pipeline.data.samples import normalise
 from pipeline.model.fcn8s import FCN8s
@@ -74,7 +74,7 @@ def main() -> None:
             subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
             promotions.append(time.perf_counter() - begin)
     result = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+        "machine": machine(),
         "served": rows,
         "promotion_seconds": promotions,
     }

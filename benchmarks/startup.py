@@ -3,14 +3,13 @@
 `python -m benchmarks.startup` prints a table, medians of several rounds, and writes benchmarks/startup.json.
 """
 
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from benchmarks.machine import machine
 from pipeline.base.files import write_json
 
 STAGES = {
@@ -34,7 +33,7 @@ def main() -> None:
             seconds[name].append(time.perf_counter() - begin)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     result = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "machine": machine(),
         "seconds": medians,
         "budget_seconds": {name: BUDGET.get(name, 1.0) for name in STAGES},
     }

@@ -28,7 +28,7 @@ from pipeline.base.files import write_json
 
 TARGET = Path(__file__).with_suffix(".json")
 POINTS, WORKERS = 1000, 16
-POINT, POLL, HEARTBEAT = 1.0, 1.0, 20.0  # seconds: of a point, between two requests of a worker
+POINT, POLL, HEARTBEAT, SIGHT = 1.0, 1.0, 20.0, 2.0  # seconds: of a point, and between two requests of a kind
 TIMEOUT, PATIENCE = 60.0, 1800.0  # seconds of a request, and of the whole
 
 
@@ -38,11 +38,12 @@ class Server:
     def __init__(self, client: httpx.AsyncClient, address: str) -> None:
         self._client, self._address = client, address
 
-    async def ask(self, path: str, body: Mapping[str, Any]) -> Any:
-        """The answer to a POST; a server that is busy is asked again."""
+    async def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """The answer to a POST, or to a GET without a body; a server that is busy is asked again."""
+        method = "GET" if body is None else "POST"
         while True:
             with suppress(httpx.TransportError):
-                response = await self._client.post(f"{self._address}/{path}", json=body)
+                response = await self._client.request(method, f"{self._address}/{path}", json=body)
                 if response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
                     response.raise_for_status()
                     return response.json() if response.content else None
@@ -54,12 +55,6 @@ class Server:
         body = {"flows": {"name": {"any_": ["train"]}}, "flow_runs": {"state": wanted} if wanted else None}
         return int(await self.ask("flow_runs/count", body))
 
-    async def run(self, identity: str) -> Any:
-        """A flow run."""
-        response = await self._client.get(f"{self._address}/flow_runs/{identity}")
-        response.raise_for_status()
-        return response.json()
-
 
 def main() -> None:
     """Run the sweep on fresh servers, and report."""
@@ -70,8 +65,10 @@ def main() -> None:
     setting = {"machine": machine(), "points": POINTS, "workers": WORKERS, "seconds_of_a_point": POINT}
     write_json(TARGET, {**setting, **found})
     print(json.dumps(found, indent=2))
-    if found["runs"] != POINTS or found["completed"] != POINTS:
-        raise SystemExit(f"sweep: error: {found['runs']} runs, {found['completed']} completed; {POINTS} expected")
+    if (found["state"], found["runs"], found["completed"]) != ("COMPLETED", POINTS, POINTS):
+        raise SystemExit(
+            f"sweep: error: it ended as {found['state']}, with {found['completed']} of {found['runs']} runs"
+        )
 
 
 @contextmanager
@@ -95,43 +92,41 @@ def _control_worker(checkout: Path, address: str) -> Iterator[None]:
 
 
 async def _measured(checkout: Path, address: str) -> dict[str, Any]:
-    async with httpx.AsyncClient(timeout=TIMEOUT, limits=httpx.Limits(max_connections=None)) as client:
-        server, ended = Server(client, address), asyncio.Event()
-        worker = asyncio.create_task(_worker(server, ended))
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(timeout=TIMEOUT, limits=limits) as client, asyncio.TaskGroup() as tasks:
+        server = Server(client, address)
+        workers = tasks.create_task(_workers(server, tasks))
         await asyncio.sleep(2 * POLL)  # the server knows them
-        response = await client.get(f"{address}/deployments/name/sweep/local")
+        deployment = await server.ask("deployments/name/sweep/local")
         parameters = {"grid": {"seed": list(range(POINTS))}, "deployment": "train/local"}
-        made = await server.ask(f"deployments/{response.json()['id']}/create_flow_run", {"parameters": parameters})
-        try:
-            return await asyncio.wait_for(_watched(server, made["id"], checkout, address), PATIENCE)
-        finally:
-            ended.set()
-            await worker
+        made = await server.ask(f"deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})
+        async with asyncio.timeout(PATIENCE):
+            found = await _watched(server, made["id"], checkout, address)
+        workers.cancel()
+        return found
 
 
 async def _watched(server: Server, sweep: str, checkout: Path, address: str) -> dict[str, Any]:
     began, first, memory, interrupted = time.monotonic(), 0.0, list[float](), 0
-    while True:
-        completed, state = await server.count(type="COMPLETED"), (await server.run(sweep))["state"]["type"]
-        engines = _engines(sweep)
-        if completed and not first:
-            first = time.monotonic() - began
+    state = ""
+    while not (interrupted and state in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")):
+        await asyncio.sleep(SIGHT)
+        first = first or (time.monotonic() - began if await server.count() else 0.0)
+        completed = await server.count(type="COMPLETED")
         if completed > POINTS // 20:
-            memory += [sum(engine.memory_info().rss for engine in engines) / 2**20] if engines else []
+            with suppress(psutil.NoSuchProcess):
+                memory += [engine.memory_info().rss / 2**20 for engine in _engines(sweep)]
         if not interrupted and completed >= POINTS // 3:
             interrupted = completed
-            for engine in engines:
+            for engine in _engines(sweep):
                 engine.kill()
             await _crashed(server, sweep)
-            run(checkout, "python", "-m", "prefect", "flow-run", "retry", sweep, PREFECT_API_URL=address)
-        elif interrupted and state in ("COMPLETED", "FAILED", "CRASHED"):
-            break
-        await asyncio.sleep(2.0)
-    seconds = time.monotonic() - began
+            retry = (checkout, "python", "-m", "prefect", "flow-run", "retry", sweep)
+            await asyncio.to_thread(run, *retry, PREFECT_API_URL=address)
+        state = (await server.ask(f"flow_runs/{sweep}"))["state"]["type"]
     return {
-        "seconds": round(seconds),
-        "seconds_before_the_first_point": round(first, 1),
-        "seconds_of_the_points": round(POINTS * POINT / WORKERS, 1),
+        "seconds": round(time.monotonic() - began),
+        "seconds_until_the_first_point_is_made": round(first),
         "memory_mib_at_5_percent": round(memory[0]),
         "memory_mib_at_most": round(max(memory)),
         "completed_when_killed": interrupted,
@@ -158,21 +153,19 @@ def _engines(sweep: str) -> list[psutil.Process]:
     return found
 
 
-async def _worker(server: Server, ended: asyncio.Event) -> None:
-    """WORKERS to the server, but one that asks for runs: its cores are for the sweep."""
-    beat, taken = -HEARTBEAT, set[asyncio.Task[None]]()
-    while not ended.is_set():
-        if time.monotonic() - beat > HEARTBEAT:
-            beat = time.monotonic()
+async def _workers(server: Server, points: asyncio.TaskGroup) -> None:
+    """One loop in place of all workers: it reports each of them, and takes as many points."""
+    reported = -HEARTBEAT
+    while True:
+        if time.monotonic() - reported > HEARTBEAT:
+            reported = time.monotonic()
             for number in range(WORKERS):
                 await server.ask("work_pools/gpu/workers/heartbeat", {"name": f"gpu{number}"})
         for scheduled in await server.ask("work_pools/gpu/get_scheduled_flow_runs", {"limit": WORKERS}):
             identity = scheduled["flow_run"]["id"]
             await server.ask(f"flow_runs/{identity}/set_state", {"state": {"type": "PENDING"}})
-            taken.add(task := asyncio.create_task(_point(server, identity)))
-            task.add_done_callback(taken.discard)
+            points.create_task(_point(server, identity))
         await asyncio.sleep(POLL)
-    await asyncio.gather(*taken)
 
 
 async def _point(server: Server, identity: str) -> None:

@@ -4,7 +4,6 @@
 """
 
 import os
-import platform
 import resource
 import shutil
 import statistics
@@ -14,8 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-
+from benchmarks.machine import machine
 from pipeline.base.files import write_json
 
 REPOSITORY = Path(__file__).parents[1]
@@ -59,7 +57,7 @@ def main(variant: str = "gain_ext") -> None:
         "CPU time": _median_ratio(cpu_seconds),
     }
     result = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+        "machine": machine(),
         "stage": f"finetune {variant}, from start to end of its process",
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
