@@ -8,9 +8,11 @@ k - 1; -1 never may), digest (SHA-256 of the bytes of image, mask and, where the
 
 import csv
 import hashlib
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 COLUMNS = ("image_id", "split", "height", "width", "classes", "contexts", "pixel_label_rank", "digest")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ManifestRow:
     """What training and evaluation need to know of one image."""
 
@@ -149,14 +151,19 @@ def columns_of(cells: dict[str, str]) -> dict[str, Any]:
         raise ValueError(f"a row is cut short: {cells['image_id']}")
     return {
         "image_id": cells["image_id"],
-        "split": cells["split"],
+        "split": sys.intern(cells["split"]),
         "height": int(cells["height"]),
         "width": int(cells["width"]),
-        "classes": tuple(cells["classes"].split()),
-        "contexts": tuple(cells["contexts"].split()),
+        "classes": _names(cells["classes"]),
+        "contexts": _names(cells["contexts"]),
         "pixel_label_rank": int(cells["pixel_label_rank"]),
         "digest": cells["digest"],
     }
+
+
+@cache  # a million rows share a few combinations
+def _names(cell: str) -> tuple[str, ...]:
+    return tuple(cell.split())
 
 
 def _rank(records: list[dict[str, object]], class_names: tuple[str, ...], seed: int) -> None:
