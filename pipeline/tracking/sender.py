@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from pipeline.base.errors import LONGEST_QUOTED, PipelineError, warn
 from pipeline.base.secrets import hide_secrets, without_secrets
 from pipeline.tracking.server import connect, tracking_uri
-from pipeline.tracking.spool import EVENTS, Spool
+from pipeline.tracking.spool import EVENTS, SentError, Spool
 from pipeline.tracking.tracker import SPOOLS, WAITING
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ class Delivery:
             self._connection = connect()
         client, experiment_id = self._connection
         while self.named:
-            self._spools.append(Spool(SPOOLS / self.named[0], watch=True))
+            with suppress(SentError):  # a stage beside this one was first
+                self._spools.append(Spool(SPOOLS / self.named[0], watch=True))
             del self.named[0]
         for spool in list(self._spools):
             spool.send(client, experiment_id)
@@ -132,8 +133,14 @@ def send_waiting() -> bool:
 
 
 def _finished_spools() -> list[Path]:
-    events = sorted(SPOOLS.glob(f"*/{EVENTS}"))
-    return [path.parent for path in events if '"kind": "finish"' in path.read_text(encoding="utf-8")]
+    return [path.parent for path in sorted(SPOOLS.glob(f"*/{EVENTS}")) if _has_finished(path)]
+
+
+def _has_finished(events: Path) -> bool:
+    try:
+        return '"kind": "finish"' in events.read_text(encoding="utf-8")
+    except FileNotFoundError:  # another sender has just sent it
+        return False
 
 
 def _send_finished(folder: Path, client: "MlflowClient", experiment_id: str) -> bool:
@@ -142,7 +149,7 @@ def _send_finished(folder: Path, client: "MlflowClient", experiment_id: str) -> 
 
     try:
         spool = Spool(folder, watch=False)
-    except Timeout:
+    except (Timeout, SentError):
         return True
     try:
         spool.send(client, experiment_id)

@@ -1,8 +1,8 @@
 """One spool (tracker.py) on its way to MLflow: every event arrives once, whichever process or server dies."""
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,10 @@ RECORD_TAG = "mlflow.gain.record"  # names the spool that a run is made of; MLfl
 EVENTS, SYSTEM = "events.jsonl", "system.jsonl"
 
 
+class SentError(Exception):
+    """Another sender has sent the spool, which is gone."""
+
+
 class Spool:
     """A spool that this process sends, from where an earlier sender stopped. Methods pass on every error of MLflow.
 
@@ -32,15 +36,20 @@ class Spool:
 
     Raises:
         filelock.Timeout: another sender has the spool, as after kill -9 of the stage that it served.
+        SentError: another one had it, and it is gone.
     """
 
     def __init__(self, folder: Path, *, watch: bool) -> None:
         from filelock import FileLock
 
         self._lock = FileLock(folder / "sender.lock")
-        self._lock.acquire(timeout=0)
         self.folder = folder
-        self.header = json.loads((folder / "header.json").read_text(encoding="utf-8"))
+        try:
+            self._lock.acquire(timeout=0)
+            self.header = json.loads((folder / "header.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            self._leave_nothing()
+            raise SentError(folder) from None
         state = folder / "state.json"
         self.state: dict[str, Any] = {"run_id": None, "reopened": False, EVENTS: 0, SYSTEM: 0}
         if state.exists():
@@ -66,12 +75,21 @@ class Spool:
         if not self.state["reopened"]:
             client.set_terminated(self.state["run_id"], "FINISHED" if self.finished else "KILLED")
         if self.finished:
-            shutil.rmtree(self.folder)
+            with TemporaryDirectory(prefix="sent-", dir=self.folder.parent) as sent:
+                # In one step: another sender would take what is half removed for a spool.
+                self.folder.rename(Path(sent) / self.folder.name)
         self.release()
 
     def release(self) -> None:
         """Leave the spool to other senders."""
         self._lock.release()
+
+    def _leave_nothing(self) -> None:
+        """Take away what the lock has made in place of a spool that is gone."""
+        with suppress(OSError):
+            Path(self._lock.lock_file).unlink(missing_ok=True)  # while it is held
+            self.folder.rmdir()
+        self.release()
 
     def _open_run(self, client: "MlflowClient", experiment_id: str) -> None:
         weights_sha256 = self.header["weights_sha256"]

@@ -2,6 +2,8 @@
 
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -129,6 +131,25 @@ def test_unreachable_server_costs_one_warning_and_is_caught_up(workplace, monkey
     client, run = run_of("late")
     assert [m.step for m in client.get_metric_history(run.info.run_id, "loss/total")] == [1, 2]
     assert not (SPOOLS / "late").exists()
+
+
+def test_two_senders_of_the_same_spools_send_each_once(workplace, monkeypatch, store):
+    """As the senders of stages side by side, when their servers are back."""
+    names = [f"shared{number}" for number in range(6)]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{closed_port()}")
+    with Tracking() as tracking:
+        for name in names:
+            record(tracking, name, epochs=range(1, 3))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    command = [sys.executable, "-m", "pipeline.cli.main", "sync"]
+    senders = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [sender.communicate(timeout=PATIENCE)[1] for sender in senders]
+    assert ([sender.returncode for sender in senders], errors) == ([0, 0], ["", ""])
+    for name in names:
+        client, run = run_of(name)
+        assert [m.step for m in client.get_metric_history(run.info.run_id, "loss/total")] == [1, 2]
+        assert run.info.status == "FINISHED"
+    assert not [path for path in SPOOLS.iterdir() if path.is_dir()]
 
 
 def test_line_cut_short_by_a_kill_is_dropped(workplace):
