@@ -55,14 +55,15 @@ def run_stage(
     options = vars(parser.parse_args())
     space = Workspace(options["folder"])
     end_with_dvc(name)
-    with _failures_in_one_line(name, space):
+    full_name = f"{name}/{options[argument]}" if argument else name
+    with _failures_in_one_line(full_name, space):
         if configures:
             params = load_params(profile=options["profile"], seed=options["seed"])
         else:
             params = load_params(space.params)
         if on_ranks and _is_for_ranks(params):
             command = [sys.executable, "-m", f"stages.{name}", *sys.argv[1:]]
-            sys.exit(run_on_ranks(name, command, params.runtime.devices))
+            sys.exit(run_on_ranks(full_name, command, params.runtime.devices))
         began = time.monotonic()
         stage(params, space, *([options[argument]] if argument else []))
         if is_first_rank():

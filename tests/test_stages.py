@@ -64,6 +64,12 @@ def test_failure_is_one_line(monkeypatch, stage, line):
     assert "\n" not in str(exit_.value)
 
 
+def test_failure_of_one_of_several_names_it(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["demo", "gain"])
+    with pytest.raises(SystemExit, match="demo/gain: error: a: wrong"):
+        run_stage("demo", raising(PipelineError("a: wrong")), argument="variant")
+
+
 def test_full_disk_is_the_one_with_the_least_room(monkeypatch, tmp_path):
     room = {tmp_path: 5000, tmp_path / "data": 10, tmp_path / "models": 0}
     (tmp_path / "data").mkdir()
