@@ -45,11 +45,12 @@ def train(
     """
     checkout, params = Path.cwd(), load_params()
     changes = [*([f"profile={profile}"] if profile not in (None, params.profile) else []), *(overrides or [])]
+    plan = dag.plan(checkout, targets or [])
     if not changes:
         with held_checkout(checkout):
-            return completed(_run(Report(checkout, params, dag.plan(checkout, targets or [])), share=share))
+            return completed(_run(Report(checkout, params, plan), share=share))
     with prepared_experiment(checkout, changes, experiment) as clone:
-        report = Report(clone.folder, clone.params, dag.plan(clone.folder, targets or []), experiment=clone.name)
+        report = Report(clone.folder, clone.params, plan, experiment=clone.name)
         sentence = _run(report, share=share)
         save_experiment(clone, [stage.name for stage in report.plan])
         if share:
