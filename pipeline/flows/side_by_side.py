@@ -1,6 +1,8 @@
 """Stages that do not need each other, at once on the devices of one worker: the variants of one classifier."""
 
 import os
+import re
+from itertools import takewhile
 from typing import Any
 
 from prefect.futures import PrefectFuture, as_completed
@@ -10,6 +12,8 @@ from pipeline.flows.dag import StagePlan
 from pipeline.flows.outcome import RunFailedError, require_completed
 from pipeline.flows.stage_task import Runner
 
+DEVICE = re.compile(r"\s*(\d+|(GPU|MIG)-\S+)\s*")
+
 
 def device_groups(params: Params) -> list[str]:
     """The worker's devices, in groups of as many as one training takes, each as CUDA_VISIBLE_DEVICES names it.
@@ -17,7 +21,8 @@ def device_groups(params: Params) -> list[str]:
     Empty where stages run in turn: the worker was not told its devices, or they are not enough for two trainings, or
     one training takes several machines or no GPU.
     """
-    visible = [device.strip() for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device.strip()]
+    told = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    visible = [device.strip() for device in takewhile(DEVICE.fullmatch, told)]  # CUDA stops at the first that is none
     runtime = params.runtime
     if runtime.device not in ("auto", "cuda") or runtime.num_nodes > 1 or len(visible) < 2 * runtime.devices:
         return []

@@ -67,6 +67,7 @@ def _run(report: Report, *, share: bool) -> str:
     with report.published():
         runner = Runner(report, share=share)
         if groups := device_groups(report.params):
+            get_run_logger().info("stages run side by side, on devices %s", " and ".join(groups))
             reproduce_side_by_side(runner, groups)
         else:
             for stage in report.plan:
