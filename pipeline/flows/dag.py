@@ -83,7 +83,7 @@ def is_up_to_date(folder: Path, stage: str) -> bool:
         with ONE_AT_A_TIME, _repository(folder) as repository, repository.lock:
             return not repository.stage.load_one(path=str(folder / "dvc.yaml"), name=stage).changed()
     except LockError as error:
-        raise BusyError(f"{folder}: {stage}: {' '.join(str(error).split())}") from error
+        raise BusyError(f"{folder}: {stage}: another DVC process is at it") from error
     except DvcException as error:
         raise PipelineError(f"{folder}: {stage}: {' '.join(str(error).split())}") from error
 

@@ -50,7 +50,7 @@ class Experiment:
 @contextmanager
 def held_checkout(checkout: Path) -> Iterator[None]:
     """No other flow works in the checkout itself while the block runs; one that does is waited for."""
-    with _held(checkout, "checkout"):
+    with _held(checkout, checkout / RUNS / "checkout", checkout):
         yield
 
 
@@ -75,7 +75,7 @@ def prepared_experiment(checkout: Path, overrides: Sequence[str], name: str = ""
     tree = git(checkout, "rev-parse", f"{changed or 'HEAD'}^{{tree}}")
     digest = hashlib.sha256(json.dumps([commit, tree, list(overrides)]).encode()).hexdigest()[:12]
     folder = checkout / RUNS / digest
-    with _held(checkout, digest):
+    with _held(checkout, folder, folder):
         remove_old_clones(checkout)
         if not folder.exists():
             with atomic_folder(folder) as partial:
@@ -101,14 +101,13 @@ def remove_old_clones(checkout: Path) -> None:
 
 
 @contextmanager
-def _held(checkout: Path, name: str) -> Iterator[None]:
+def _held(checkout: Path, clone: Path, place: Path) -> Iterator[None]:
     (checkout / RUNS).mkdir(exist_ok=True)
-    clone = checkout / RUNS / name
     lock = FileLock(clone.with_suffix(".lock"))
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        get_run_logger().info("another run works in %s; this one waits for its end", clone)
+        get_run_logger().info("another run works in %s; this one waits for its end", place)
         lock.acquire()
     try:
         _touch(clone)

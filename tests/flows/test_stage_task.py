@@ -48,6 +48,6 @@ def test_a_run_that_ends_does_not_wait(looked):
 @pytest.mark.system
 def test_the_lock_of_another_dvc_is_told_from_other_failures(tmp_path):
     folder = dvc_checkout(tmp_path / "repo")
-    with Repo(str(folder)).lock, pytest.raises(dag.BusyError, match="pretrain: Unable to acquire lock"):
+    with Repo(str(folder)).lock, pytest.raises(dag.BusyError, match="pretrain: another DVC process is at it"):
         dag.is_up_to_date(folder, "pretrain")
     assert not dag.is_up_to_date(folder, "pretrain")
