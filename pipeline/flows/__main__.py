@@ -1,5 +1,6 @@
 """`python -m pipeline.flows FLOW [NAME=VALUE ...]`: a flow in this process; without a server, Prefect starts one."""
 
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +20,7 @@ FLOWS: dict[str, Any] = {"train": train, "sweep": sweep, "promote": promote, "re
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run a flow, `train` without a name; the exit status: 0 if the run completed, else 1."""
+    """Run a flow, `train` without a name; the exit status: 0 if the run completed, else 1, or 130 after Ctrl-C."""
     hide_secrets()
     name, *settings = arguments or ["train"]
     try:
@@ -32,7 +33,11 @@ def main(arguments: Sequence[str]) -> int:
     except PipelineError as error:
         print(f"flows: error: {error}", file=sys.stderr)
         return 1
-    state: State[Any] = FLOWS[name](**parameters, return_state=True)
+    try:
+        state: State[Any] = FLOWS[name](**parameters, return_state=True)
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
     print(f"{name}: {state.name}: {state.message}", flush=True)
     return 0 if state.is_completed() else 1
 

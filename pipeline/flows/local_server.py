@@ -199,6 +199,12 @@ def _watch(client: SyncPrefectClient, run_id: UUID, page: str) -> State[Any]:
                 print(f"{log.timestamp.astimezone():%H:%M:%S} {log.message}", flush=True)
             if state is not None and state.is_final():
                 return state
+    except KeyboardInterrupt:
+        print(
+            f"flow: the run goes on, see {page}/runs/flow-run/{run_id}; `gain down` ends it, with server and workers",
+            file=sys.stderr,
+        )
+        raise
     except HTTPError as error:
         raise PipelineError(
             f"the Prefect server at {page} does not answer any more ({type(error).__name__}); the run goes on without "

@@ -138,6 +138,8 @@ def _dvc(arguments: list[str], stage: str, runner: Runner, devices: str | None) 
                 getattr(logger, level)("%s", text)
                 output.see(text)
         status = process.wait()
+    if status != 0 and runner.commands.ended:
+        raise RunFailedError("ended with its run; started again, it resumes", KILLED)
     if status != 0:
         raise RunFailedError(output.failure(status), KILLED if output.killed(status) else "Failed")
     return output.ran

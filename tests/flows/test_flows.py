@@ -7,6 +7,7 @@ thousands of epochs and is ended by the test.
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -122,10 +123,12 @@ def test_an_interrupted_run_leaves_none_of_its_trainers(site):
         try:
             assert becomes(lambda: len(list((site.folder / ".runs").glob("*/checkpoints/finetune/*/*.pt"))) == 2)
         finally:
-            running.terminate()
+            running.send_signal(signal.SIGINT)
             output = running.communicate(timeout=PATIENCE)[0]
-    assert running.returncode != 0, output
-    assert becomes(lambda: not processes(site.folder, "stages.finetune"))
+    assert running.returncode == 128 + signal.SIGINT, output
+    assert output.splitlines()[-1] == "train: interrupted; the same command goes on where it stopped"
+    assert "perhaps out of memory" not in output
+    assert not processes(site.folder, "stages.finetune")
 
 
 @pytest.mark.parametrize(

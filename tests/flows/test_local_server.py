@@ -29,7 +29,7 @@ class Server:
 
     def read_flow_run(self, _identity: UUID) -> object:
         state = self.states.pop(0)
-        if isinstance(state, Exception):
+        if isinstance(state, BaseException):
             raise state
         return SimpleNamespace(state=state)
 
@@ -80,6 +80,14 @@ def test_a_server_that_goes_away_is_one_line(refused):
         local_server._watch, Server([Running(), httpx.ConnectError("gone")]), RUN, "http://127.0.0.1:4200"
     )
     assert "http://127.0.0.1:4200 does not answer any more" in message
+
+
+def test_ctrl_c_says_that_the_run_goes_on(capsys):
+    server = Server([Running(), KeyboardInterrupt()])
+    with pytest.raises(KeyboardInterrupt):
+        local_server._watch(server, RUN, "http://127.0.0.1:4200")
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"flow: the run goes on, see http://127.0.0.1:4200/runs/flow-run/{RUN}; `gain down` ends it")
 
 
 def test_a_worker_that_has_died_is_replaced(tmp_path, monkeypatch):
